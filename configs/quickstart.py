@@ -1,0 +1,90 @@
+"""Whisper tiny.en with ten LoRA experts on the demo corpus (simulated disorders), beside base, on two CPU cores.
+
+COMMAND: python -m jaxmoe.launch --phase=all --config=configs/quickstart.py
+Variant `smoke` runs every phase in about a minute with a few utterances and steps, to see that an installation works.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    """Fields of a run; --config.group.field=VALUE changes one."""
+    c = ConfigDict({"seed": 0})
+    c.data = dict(
+        corpus="demo",  # demo or manifest
+        path="",  # of the corpus, where it has one
+        pretrain_share=0.6,  # of train, for clusters, gate and experts; 0.2 for a corpus of hours rather than minutes
+        min_seconds=0.3,
+        max_seconds=600.0,
+        max_clipped=0.1,  # share of samples at full scale
+        num_workers=2,
+    )
+    c.demo = dict(  # 66 + 21 + 21 simulated speakers
+        train_speakers_per_voice=3,
+        held_out_speakers_per_voice=7,
+        train_utterances=8,  # of each speaker
+        validation_utterances=3,
+        evaluation_utterances=7,
+    )
+    c.mesh = dict(data=-1, model=1)  # devices; data -1 takes all that model leaves
+    c.model = dict(
+        backbone="tiny.en",
+        second="base",  # evaluated without fine-tuning beside the backbone; "" for none
+        num_experts=10,
+        rank=8,
+        shared_rank=8,  # always-on path; 0 turns it off
+        alpha=16.0,
+        top_k=2,
+        gate_hidden=512,
+        lora_targets=(r"decoder/blocks/.*",),  # regexes of linear maps
+        dtype="auto",
+        remat=False,
+    )
+    c.embed = dict(
+        batch_size=4,
+        context="full",  # or "trimmed": shorter windows, for backbones adapted to them
+        margin_s=2.0,  # silence kept after the audio; with less, Whisper repeats itself
+    )
+    c.cluster = dict(
+        layer=2,  # encoder block whose mean is clustered: the middle says how, the end says what
+        pca=50,
+        umap_dim=8,
+        neighbors=30,
+        min_cluster_share=0.05,
+        min_samples=5,
+        noise="soft",  # or "drop"
+    )
+    training = dict(warmup=10, weight_decay=0.01, clip_norm=1.0, log_every=10, save_every=50)
+    c.gate = dict(steps=200, batch_size=64, lr=1e-3, class_balance=0.5, **training)
+    c.experts = dict(steps=60, batch_size=16, lr=1e-3, **training)
+    c.joint = dict(
+        steps=120, batch_size=16, lr=1e-3, balance=0.01, z=0.001, align=0.1, temperature=1.0, **training
+    )
+    c.baseline = dict(steps=180, batch_size=16, lr=1e-3, rank=0, **training)  # rank 0: as many parameters as the mixture
+    c.mt = dict(
+        engine="local",  # local, deepl or none
+        model="qwen2.5-coder-1.5b-instruct",
+        batch_size=32,
+        max_chars=400_000,  # DeepL's budget, in billed characters
+        acknowledge_privacy=False,  # True lets transcripts leave this machine, to DeepL
+        formality="default",
+    )
+    c.evaluate = dict(
+        beam_size=1,
+        batch_size=16,
+        systems=(
+            *("whisper-v2", "whisper-v3", "lora", "moe", "moe-custom-mt", "moe-risk", "moe-distilled"),
+            *("salmonn", "salmonn-tuned", "mt", "mt-custom", "mt-local-tuned"),
+        ),
+    )
+    c.report = dict(bootstrap=1000, baseline="whisper-v2", worst=20)
+    if variant == "smoke":
+        c.demo.update(train_speakers_per_voice=1, held_out_speakers_per_voice=2)
+        c.demo.update(train_utterances=2, validation_utterances=1, evaluation_utterances=1)
+        for phase in ("gate", "experts", "joint", "baseline"):
+            c[phase].update(steps=4, log_every=2, save_every=2)
+        c.experts.batch_size = c.joint.batch_size = c.baseline.batch_size = 4
+        c.model.second, c.mt.engine, c.report.bootstrap = "", "none", 100
+    elif variant != "full":
+        raise ValueError(f"configs/quickstart.py:{variant}: expected full or smoke.")
+    return c.lock()

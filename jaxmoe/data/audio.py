@@ -1,0 +1,162 @@
+"""Sound files -> mono samples at 16 kHz -> Whisper's log-mel spectrogram.
+
+Shapes: B batch, n samples, M mel bins, N mel frames (n / 160).
+"""
+
+from collections.abc import Iterator
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+SAMPLE_RATE = 16_000  # Hz
+N_FFT = 400  # samples, 25 ms
+HOP_LENGTH = 160  # samples, 10 ms
+N_SAMPLES = 480_000  # 30 s, the encoder's window
+N_FRAMES = N_SAMPLES // HOP_LENGTH  # 3000
+
+_BLOCK_S = 10  # seconds decoded at once
+_SUPPORTED = "WAV, FLAC, Ogg, MP3, M4A, WebM and what else libsndfile or FFmpeg decodes"
+
+
+class AudioError(ValueError):
+    """A recording that cannot be used; the message names the file, the fault and the remedy."""
+
+
+def load_audio(path: str | Path) -> np.ndarray:
+    """Samples of a sound file, mono at 16 kHz, float32 [n] (full scale is +-1).
+
+    Channels are averaged. Files are read in blocks: memory is that of the result, however many channels or hertz.
+
+    Raises:
+      AudioError: the file is missing, a folder, empty, not decodable, without samples or not finite.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise AudioError(f"{path}: found a folder, expected a sound file; name the files in it.")
+    if not path.exists():
+        raise AudioError(f"{path}: no such file; check the name.")
+    if path.stat().st_size == 0:
+        raise AudioError(f"{path}: the file is empty (0 bytes), expected {_SUPPORTED}; copy or record it again.")
+    failures = []
+    for name, blocks in (("libsndfile", _soundfile_blocks), ("FFmpeg", _pyav_blocks)):
+        try:
+            return _resample(path, blocks(path))
+        except _DecoderError as error:
+            failures.append(f"{name}: {error}")
+    raise AudioError(f"{path}: found no sound that can be decoded ({'; '.join(failures)}), expected {_SUPPORTED}.")
+
+
+class _DecoderError(Exception):
+    """One decoder's reason to give up."""
+
+
+Blocks = Iterator[tuple[int, np.ndarray]]  # (sample rate in Hz, float32 [n, channels])
+
+
+def _soundfile_blocks(path: Path) -> Blocks:
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as f:
+            while len(block := f.read(_BLOCK_S * f.samplerate, dtype="float32", always_2d=True)):
+                yield f.samplerate, block
+    except (soundfile.LibsndfileError, TypeError, OSError) as error:  # TypeError: *.raw has no header
+        raise _DecoderError(str(error).rsplit(": ", 1)[-1].rstrip(".")) from error
+
+
+def _pyav_blocks(path: Path) -> Blocks:
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise _DecoderError("the file has no audio stream")
+            to_float = av.AudioResampler(format="fltp")  # of the stream's own rate and channels
+            for frame in container.decode(container.streams.audio[0]):
+                for f in to_float.resample(frame):
+                    yield f.sample_rate, f.to_ndarray().T
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise _DecoderError(str(error).split(":")[0].rstrip(".") or type(error).__name__) from error
+
+
+def _resample(path: Path, blocks: Blocks) -> np.ndarray:
+    """Blocks of any rate -> mono at 16 kHz [n]."""
+    import soxr
+
+    out = bytearray()  # grows in place, where a list of arrays would double the peak at the end
+    stream, rate_of_stream, seconds = None, 0, 0.0
+    for rate, block in blocks:
+        if not np.isfinite(block).all():
+            at = seconds + np.argmin(np.isfinite(block).all(axis=1)) / rate
+            raise AudioError(f"{path}: a sample at {at:.3f} s is NaN or infinite, expected finite; export it again.")
+        if rate_of_stream and rate != rate_of_stream:
+            raise AudioError(
+                f"{path}: the rate changes from {rate_of_stream} to {rate} Hz at {seconds:.1f} s; split the file there."
+            )
+        rate_of_stream, seconds = rate, seconds + len(block) / rate
+        mono = block.mean(axis=1, dtype=np.float32)
+        if rate != SAMPLE_RATE:
+            stream = stream or soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
+            mono = stream.resample_chunk(mono)
+        out += mono.tobytes()
+    if stream:
+        out += stream.resample_chunk(np.zeros(0, np.float32), last=True).tobytes()
+    if not out:
+        raise AudioError(f"{path}: found no samples, expected some speech; record it again.")
+    return np.frombuffer(out, np.float32)
+
+
+def pad_or_trim(samples: np.ndarray, length: int = N_SAMPLES) -> np.ndarray:
+    """The last axis cut or padded with zeros to `length`."""
+    samples = samples[..., :length]
+    pad = [(0, 0)] * (samples.ndim - 1) + [(0, length - samples.shape[-1])]
+    return np.pad(samples, pad)
+
+
+@functools.partial(jax.jit, static_argnames="n_mels")
+def log_mel_spectrogram(samples: jax.Array, n_mels: int) -> jax.Array:
+    """Whisper's input features: samples float [B, n] at 16 kHz -> float32 [B, M, n // 160].
+
+    x = log10(max(1e-10, mel_filters @ |STFT|^2)), then (max(x, max(x) - 8) + 4) / 4 with the maximum over each item.
+    The STFT is centred with reflection, its window a periodic Hann of 400, its hop 160. Every length compiles anew:
+    pad first.
+
+    Source: openai/whisper, whisper/audio.py, log_mel_spectrogram.
+    """
+    if samples.ndim != 2 or samples.shape[1] <= N_FFT // 2 or not jnp.issubdtype(samples.dtype, jnp.floating):
+        raise ValueError(
+            f"samples are {samples.dtype}{list(samples.shape)}, expected floats [B, n] with n > {N_FFT // 2}; "
+            "pad short ones (pad_or_trim) and divide int16 by 32768."
+        )
+    window = jnp.asarray(np.hanning(N_FFT + 1)[:-1], jnp.float32)  # periodic
+    padded = jnp.pad(samples.astype(jnp.float32), [(0, 0), (N_FFT // 2,) * 2], mode="reflect")
+    starts = HOP_LENGTH * np.arange(samples.shape[1] // HOP_LENGTH)  # the last frame, centred on the end, is left out
+    frames = padded[:, starts[:, None] + np.arange(N_FFT)]  # [B, N, 400]
+    spectrum = jnp.fft.rfft(frames * window[None, None])  # [B, N, 201]
+    power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
+    mel = jnp.matmul(power, mel_filters(n_mels).T[None], precision="highest")  # [B, N, M]
+    x = jnp.log10(jnp.maximum(mel, 1e-10))
+    x = jnp.maximum(x, x.max(axis=(1, 2), keepdims=True) - 8.0)
+    return ((x + 4.0) / 4.0).swapaxes(1, 2)
+
+
+@functools.lru_cache
+def mel_filters(n_mels: int) -> np.ndarray:
+    """Triangular filters from 0 to 8 kHz on Slaney's mel scale, each of area 1 in Hz: float32 [M, 201].
+
+    The scale is linear below 1 kHz (200/3 Hz a mel) and logarithmic above (27 mels for a factor of 6.4).
+    Source: M. Slaney, Auditory Toolbox (1998); librosa.filters.mel with its defaults, which Whisper uses.
+    """
+    knee = 15.0  # mel of 1 kHz
+    top = knee + 27.0 * np.log(8.0) / np.log(6.4)  # mel of 8 kHz
+    mels = np.linspace(0.0, top, n_mels + 2)
+    log_part = 1000.0 * 6.4 ** ((np.maximum(mels, knee) - knee) / 27.0)
+    hertz = np.where(mels < knee, mels * 200.0 / 3.0, log_part)  # corners of the triangles
+    bins = np.linspace(0.0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
+    slopes = (bins[None, :] - hertz[:-1, None]) / np.diff(hertz)[:, None]  # [M + 1, 201]
+    rising, falling = slopes[:-1], 1.0 - slopes[1:]
+    filters = np.maximum(0.0, np.minimum(rising, falling))  # [M, 201]
+    return (filters * 2.0 / (hertz[2:] - hertz[:-2])[:, None]).astype(np.float32)

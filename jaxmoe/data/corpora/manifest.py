@@ -1,0 +1,138 @@
+"""Your own recordings: a table that lists them (CSV, TSV or JSON lines), or a folder of sound files with transcripts.
+
+    path,text,speaker,etiology,severity,translation
+    clips/anna_01.wav,Turn off the light.,anna,ALS,mild,Mach das Licht aus.
+
+Only `path` (relative to the table) and `text` are required; the other columns are the fields of Recording, and columns
+that are none of them are left alone. Other names are given as columns="text=transcript,etiology=condition".
+In a folder, clip.wav goes with clip.txt beside it, and a subfolder's name is the speaker's.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+import csv
+from functools import partial
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxmoe.data.corpora import SPLITS, Recording, read_file
+
+REQUIRED = ("path", "text")
+OPTIONAL = (
+    *("id", "speaker", "translation", "translation_origin", "etiology", "severity", "prompt"),
+    *("voice", "channel", "sex", "language", "split", "source"),
+)
+AUDIO = set(".wav .flac .mp3 .ogg .oga .opus .m4a .mp4 .aac .wma .aif .aiff .amr .webm".split())
+
+
+def recordings(path: str, seed: int = 0, *, columns: str = "") -> Iterator[Recording]:
+    """Recordings of the table or folder at `path`.
+
+    Args:
+      path: a .csv, .tsv or .jsonl file, or a folder.
+      seed: not used; a table has nothing random.
+      columns: names of the table's columns where they are not ours, "ours=theirs,ours=theirs".
+
+    Raises:
+      ValueError: no such table, a column missing, a line that cannot be read.
+    """
+    place = Path(path)
+    if not path or not place.exists():
+        raise ValueError(f"config.data.path={path!r}: no such file or folder; name a .csv, .tsv, .jsonl or a folder.")
+    if place.is_dir():
+        yield from _folder(place)
+        return
+    theirs = _mapping(columns)
+    for number, row in _rows(place, theirs):
+        yield _recording(place, number, {ours: _text(row.get(theirs[ours])) for ours in theirs})
+
+
+def _mapping(columns: str) -> dict[str, str]:
+    """The name in the table of each of our columns."""
+    names = {name: name for name in (*REQUIRED, *OPTIONAL)}
+    for pair in filter(None, (part.strip() for part in columns.split(","))):
+        ours, equals, theirs = (part.strip() for part in pair.partition("="))
+        if not equals or not theirs or ours not in names:
+            raise ValueError(
+                f"config.manifest.columns: found {pair!r}, expected OURS=THEIRS with OURS one of {', '.join(names)}."
+            )
+        names[ours] = theirs
+    return names
+
+
+def _rows(table: Path, names: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, object]]]:
+    """(line number, row) of the table."""
+    with open(table, encoding="utf-8-sig", newline="") as file:  # Excel writes a byte order mark
+        if table.suffix in (".jsonl", ".ndjson"):
+            yield from _json_rows(table, file)
+            return
+        header = file.readline()
+        # Where the comma is the decimal point, Excel separates columns by semicolons.
+        delimiter = "\t" if table.suffix == ".tsv" else ";" if ";" in header and "," not in header else ","
+        file.seek(0)
+        reader = csv.DictReader(file, delimiter=delimiter)
+        found = reader.fieldnames or []
+        missing = [names[name] for name in REQUIRED if names[name] not in found]
+        missing += [theirs for ours, theirs in names.items() if ours != theirs and theirs not in found]
+        if missing:
+            raise ValueError(
+                f"{table}: no column {', '.join(dict.fromkeys(missing))}, found {', '.join(found) or 'none'}; "
+                'rename it, or say --config.manifest.columns="text=transcript".'
+            )
+        for row in reader:
+            yield reader.line_num, row
+
+
+def _json_rows(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, object]]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{table}, line {number}: not JSON ({error}); one object a line is expected.") from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{table}, line {number}: found {type(row).__name__}, expected an object with path and text."
+            )
+        yield number, row
+
+
+def _recording(table: Path, number: int, row: dict[str, str]) -> Recording:
+    if row["split"] not in ("", *SPLITS):
+        raise ValueError(
+            f"{table}, line {number}: split {row['split']!r}, expected one of {', '.join(SPLITS)} or nothing."
+        )
+    file = table.parent / row["path"]  # an absolute path stays as it is
+    given: dict[str, Any] = {name: row[name] for name in OPTIONAL if row[name] and name not in ("id", "source")}
+    if row["translation"]:
+        given.setdefault("translation_origin", "corpus")
+    return Recording(
+        **{"speaker": "", **given},
+        id=row["id"] or row["path"] or f"line {number}",
+        text=row["text"],
+        read=partial(read_file, str(file)),
+        path=str(file),
+        source=row["source"] or str(file),
+    )
+
+
+def _folder(folder: Path) -> Iterator[Recording]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
+    if not files:
+        raise ValueError(f"{folder}: found no sound file; expected clip.wav (or .flac, .mp3, ...) beside clip.txt.")
+    for file in files:
+        transcript = file.with_suffix(".txt")
+        text = transcript.read_text(encoding="utf-8-sig", errors="replace") if transcript.exists() else ""
+        yield Recording(
+            id=file.relative_to(folder).as_posix(),
+            speaker="" if file.parent == folder else file.parent.relative_to(folder).as_posix(),
+            text=" ".join(text.split()),
+            read=partial(read_file, str(file)),
+            path=str(file),
+            source=str(file),
+        )
+
+
+def _text(value: object) -> str:
+    return "" if value is None else " ".join(str(value).split())

@@ -1,0 +1,158 @@
+"""The corpus as `prepare` stores it: a TFDS data set of ArrayRecord shards, without TensorFlow.
+
+WORKDIR/corpus/speech/1.0.0/ holds splits train, validation and evaluation. It is an ordinary TFDS folder:
+`tfds.builder_from_directory` reads it anywhere. tfds.features.Audio needs TensorFlow, so audio is int16 bytes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+import contextlib
+import functools
+import io
+import json
+from pathlib import Path
+import shutil
+from typing import Any
+
+import numpy as np
+
+NAME = "speech"
+VERSION = "1.0.0"
+STRINGS = (
+    *("id", "speaker", "text", "translation", "translation_origin", "source", "etiology", "severity"),
+    *("prompt", "voice", "channel", "sex", "language"),
+)
+BOOLEANS = ("simulated", "pretrain", "prompt_seen")
+
+Row = dict[str, Any]
+
+
+class Split(Sequence[Row]):
+    """Rows of one split by number, each a dict: STRINGS as str, BOOLEANS as bool, duration_s, audio int16 [n].
+
+    It can be pickled and read by several processes, and is a source for grain.MapDataset.
+    """
+
+    def __init__(self, source: Any) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return _decode(self._source[int(index)])
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Row]:
+        return [_decode(row) for row in self._source.__getitems__(list(indices))]
+
+    def __iter__(self) -> Iterator[Row]:
+        return (self[i] for i in range(len(self)))
+
+
+def open_split(workdir: Path | str, split: str) -> Split:
+    """What `prepare` stored of that split ("train", "validation" or "evaluation"), in random access.
+
+    Raises:
+      ValueError: nothing is prepared in `workdir`, or it has no such split.
+    """
+    import tensorflow_datasets as tfds
+
+    folder = Path(workdir) / "corpus" / NAME / VERSION
+    if not folder.exists():
+        raise ValueError(f"{folder}: no prepared corpus; run --phase=prepare with this --workdir first.")
+    builder = tfds.builder_from_directory(str(folder))
+    if split not in builder.info.splits:
+        found = ", ".join(f"{name} ({info.num_examples})" for name, info in builder.info.splits.items())
+        raise ValueError(
+            f"{folder}: no split {split!r}, found {found}; give the corpus more speakers or a split column."
+        )
+    return Split(builder.as_data_source(split))
+
+
+def open_metadata(workdir: Path | str, split: str) -> list[Row]:
+    """The rows of that split without their audio but with `samples`, its length, in the order of open_split.
+
+    Raises:
+      ValueError: as open_split.
+    """
+    path = _metadata_file(Path(workdir) / "corpus", split)
+    if not path.exists():
+        open_split(workdir, split)  # says which of the two is missing
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
+
+
+def lengths(workdir: Path | str, split: str) -> np.ndarray:
+    """Samples of each recording of that split, int64 [U], in the order of open_split."""
+    return np.array([row["samples"] for row in open_metadata(workdir, split)], np.int64)
+
+
+def write(folder: Path, splits: Mapping[str, Iterable[Row]]) -> None:
+    """Stores rows (the fields of Split's) as a TFDS data set in `folder`, one split after the other.
+
+    Beside it, metadata_<split>.jsonl holds the rows without audio, for whoever needs no sound.
+
+    A split's rows are asked for when the one before it is stored. Order on disk is by a hash of the ids, so that it
+    does not depend on the order of the rows.
+    """
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()  # prepare shows its own
+    builder = _builder_class()(data_dir=str(folder), file_format="array_record")
+    builder.rows = splits
+    with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads, and there are none
+        builder.download_and_prepare()
+    shutil.rmtree(folder / "downloads", ignore_errors=True)
+    for split in splits:
+        with open(_metadata_file(folder, split), "w", encoding="utf-8") as file:
+            for row in Split(builder.as_data_source(split)):
+                row["samples"] = len(row.pop("audio"))
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _metadata_file(folder: Path, split: str) -> Path:
+    return folder / f"metadata_{split}.jsonl"
+
+
+@functools.cache  # TFDS registers a builder when its class is made, and only once
+def _builder_class() -> Any:
+    import tensorflow_datasets as tfds
+
+    class Speech(tfds.core.GeneratorBasedBuilder):
+        """Speech with transcripts, translations and what is known of its speakers."""
+
+        VERSION = tfds.core.Version(VERSION)
+        rows: Mapping[str, Iterable[Row]] = {}
+
+        def _info(self) -> Any:
+            f = tfds.features
+            audio = f.Tensor(shape=(None,), dtype=np.int16, encoding=f.Encoding.BYTES)
+            features = {
+                **{name: f.Text() for name in STRINGS},
+                **{name: f.Scalar(dtype=np.bool_) for name in BOOLEANS},
+                "duration_s": f.Scalar(dtype=np.float32),
+                "audio": audio,
+            }
+            return tfds.core.DatasetInfo(
+                builder=self,
+                features=f.FeaturesDict(features),
+                metadata=tfds.core.MetadataDict({"sample_rate_hz": 16000}),
+            )
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {name: ((row["id"], row) for row in rows) for name, rows in self.rows.items()}
+
+        def _generate_examples(self) -> Any:
+            raise NotImplementedError  # _split_generators gives the examples itself
+
+    return Speech
+
+
+def _decode(row: Mapping[str, Any]) -> Row:
+    return {
+        **{name: row[name].decode() for name in STRINGS},
+        **{name: bool(row[name]) for name in BOOLEANS},
+        "duration_s": float(row["duration_s"]),
+        "audio": np.asarray(row["audio"], np.int16),
+    }

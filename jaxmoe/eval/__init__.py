@@ -1,0 +1,1 @@
+"""Scores of transcripts and translations, their uncertainty, and the table of systems under evaluation."""

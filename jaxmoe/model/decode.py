@@ -1,0 +1,374 @@
+"""Batched search for Whisper's decoder: greedy, sampling and beam search in one jitted loop.
+
+Every row of a batch carries G hypotheses (1 for greedy, the beam size, or the number of samples); model/step_decoder.py
+says how they share keys. The self-attention cache has a static length that grows in stages, since most speech needs a
+fraction of the longest text. Shapes: B batch, G hypotheses, P prompt, T longest text, V vocabulary.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmoe.model.logit_rules import History, LogitRules, SpecialTokens
+from jaxmoe.model.step_decoder import CrossByHead, StepDecoder, by_head
+from jaxmoe.model.whisper import Cache, Decoder, ModelDimensions, Whisper
+
+STAGES = (48, 112)  # texts longer than these tokens move to a longer cache
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingOptions:
+    """How to search; the defaults are plain greedy text without timestamps.
+
+    Args:
+      beam_size: hypotheses of beam search at temperature 0; 1 is greedy.
+      best_of: samples drawn at temperature > 0.
+      max_tokens: longest text in tokens (openai/whisper: half of the decoder's 448 positions).
+      temperature: 0 searches, above 0 samples.
+      timestamps: holds the grammar of timestamps; the prompt must then lack <|notimestamps|>.
+      length_penalty: None ranks by log-probability / tokens; a value alpha by / ((5 + tokens) / 6)^alpha.
+      suppress: leaves out non-speech symbols and an empty beginning.
+      max_initial_timestamp_s: the latest start of the first segment.
+    """
+
+    beam_size: int = 1
+    best_of: int = 1
+    max_tokens: int = 224
+    temperature: float = 0.0
+    timestamps: bool = False
+    length_penalty: float | None = None
+    suppress: bool = True
+    max_initial_timestamp_s: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("beam_size", "best_of", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least 1.")
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature}: expected 0 (search) or above (sample).")
+
+
+class Hypothesis(NamedTuple):
+    """One text of an N-best list."""
+
+    tokens: list[int]
+    sum_logprob: float  # natural log, the end token's included
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingResult:
+    """What was decoded, one entry a row.
+
+    Args:
+      tokens: the best text without prompt and end token (with timestamps, if asked for).
+      sum_logprob: [B], its log-probability, the end token's included.
+      avg_logprob: [B], sum_logprob / (tokens + 1).
+      no_speech_prob: [B], probability of <|nospeech|> after <|startoftranscript|>.
+      nbest: all G hypotheses, best first.
+    """
+
+    tokens: list[list[int]]
+    sum_logprob: np.ndarray
+    avg_logprob: np.ndarray
+    no_speech_prob: np.ndarray
+    nbest: list[list[Hypothesis]]
+
+
+class _Context(NamedTuple):
+    """What stays the same while a batch is decoded."""
+
+    params: Any  # the decoder's
+    lora: Any
+    scales: jax.Array | None  # [B, K]
+    cross: CrossByHead | None  # filled in by _start
+    cross_mask: jax.Array | None  # [B, S]
+    token_mask: jax.Array  # [B, P], False for padding on the left
+    keys: jax.Array | None  # [B], for sampling
+    temperature: jax.Array
+
+
+class _State(NamedTuple):
+    """The loop's state. Beams that ended are in `ended_*`, in the order in which they ended."""
+
+    step: jax.Array
+    logits: jax.Array  # [B, G, V], of the next token
+    cache: Cache  # [L, B, P + stage * G, D]
+    seen: jax.Array  # [B, G, P + stage * G], the slots that are a hypothesis's own past
+    tokens: jax.Array  # [B, G, T], filled up with eot
+    sum_logprob: jax.Array  # [B, G]
+    history: History
+    done: jax.Array  # [B, G], the hypothesis (greedy, sampling) or the row's search (beam) has ended
+    ended_tokens: jax.Array  # [B, G, T]
+    ended_logprob: jax.Array  # [B, G], -inf where empty
+
+
+@dataclasses.dataclass(frozen=True)
+class _Search:
+    """The static side of a search."""
+
+    dims: ModelDimensions
+    dtype: Any
+    rules: LogitRules
+    group: int  # G
+    max_tokens: int  # T
+    kind: str  # "greedy", "sample", "beam"
+
+
+def _variables(context: _Context) -> dict[str, Any]:
+    return {"params": context.params} | ({"lora": context.lora} if context.lora else {})
+
+
+@functools.partial(jax.jit, static_argnames=("search", "sot_index", "no_speech"))
+def _start(
+    search: _Search, context: _Context, latents: jax.Array, prompt: jax.Array, live: jax.Array,
+    sot_index: int, no_speech: int,
+) -> tuple[_Context, _State, jax.Array]:
+    """Reads the latents [B, S, D] and the prompt [B, P]; rows where `live` [B] is False are padding."""
+    b, p, g, t = *prompt.shape, search.group, search.max_tokens
+    decoder, variables = Decoder(search.dims, search.dtype), _variables(context)
+    cross = decoder.apply(variables, latents, context.scales, method="cross_kv")
+    read = functools.partial(decoder.apply, variables, cross=cross, scales=context.scales,
+                             cross_mask=context.cross_mask, token_mask=context.token_mask)  # fmt: skip
+    cache = decoder.init_cache(b, p)
+    if sot_index:  # an earlier text: nobody reads its logits, and XLA leaves them out
+        cache = read(prompt[:, :sot_index], cache=cache)[1]
+    logits, cache = read(prompt[:, sot_index:], cache=cache, position=sot_index)
+    context = context._replace(cross=by_head(cross, search.dims.n_text_head))
+    no_speech_prob = jax.nn.softmax(logits[:, 0], axis=-1)[:, no_speech]  # [B]
+    first_only = jnp.where(jnp.arange(g) == 0, 0.0, -jnp.inf)  # beams start from one hypothesis
+    full = lambda x, dtype, *shape: jnp.full(shape, x, dtype)
+    eot = search.rules.eot
+    state = _State(
+        step=jnp.zeros((), jnp.int32),
+        logits=jnp.repeat(logits[:, -1:], g, axis=1),
+        cache=cache,
+        seen=jnp.repeat(context.token_mask[:, None], g, axis=1),
+        tokens=full(eot, jnp.int32, b, g, t),
+        sum_logprob=jnp.tile(first_only[None], (b, 1)) if search.kind == "beam" else jnp.zeros((b, g)),
+        history=search.rules.start((b, g)),
+        done=jnp.repeat(~live[:, None], g, axis=1),
+        ended_tokens=full(eot, jnp.int32, b, g, t),
+        ended_logprob=full(-jnp.inf, jnp.float32, b, g),
+    )
+    return context, state, no_speech_prob
+
+
+def _next_logits(
+    search: _Search, context: _Context, state: _State, token: jax.Array
+) -> tuple[jax.Array, Cache, jax.Array]:
+    """Logits [B, G, V] after `token` [B, G], the cache with it, and what may be seen."""
+    prompt = context.token_mask.shape[1]
+    slot = prompt + state.step * search.group
+    own = slot + jnp.arange(search.group)[None, :, None]
+    seen = state.seen | (jnp.arange(state.seen.shape[2])[None, None] == own)
+    logits, cache = StepDecoder(search.dims, search.dtype).apply(
+        _variables(context), token, context.cross, state.cache, slot=slot,
+        position=context.token_mask.sum(1) + state.step, seen=seen,
+        scales=context.scales, cross_mask=context.cross_mask,
+    )  # fmt: skip
+    return logits, cache, seen
+
+
+def _choose(search: _Search, context: _Context, state: _State) -> tuple[jax.Array, _State]:
+    """Greedy and sampling: one token for every hypothesis; those that have ended repeat eot."""
+    logits = search.rules(state.logits, state.history, state.step)
+    scores = logits
+    if search.kind == "sample":
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(context.keys)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)  # [B, G, V]
+        scores = logits / context.temperature + noise
+    token = jnp.where(state.done, search.rules.eot, jnp.argmax(scores, axis=-1))  # [B, G]
+    chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
+    logprob = chosen - jax.nn.logsumexp(logits, axis=-1)
+    return token, state._replace(
+        sum_logprob=state.sum_logprob + jnp.where(state.done, 0.0, logprob),
+        tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, token, state.step, axis=2),
+        history=search.rules.advance(state.history, token),
+        done=state.done | (token == search.rules.eot),
+    )
+
+
+def _extend(search: _Search, context: _Context, state: _State) -> tuple[jax.Array, _State]:
+    """Beam search: the G best continuations of a row; better ones that end are put aside, at most G in all.
+
+    A row is done when G have ended (patience 1). Source: BeamSearchDecoder.update of openai/whisper.
+    """
+    g, eot = search.group, search.rules.eot
+    logits = search.rules(state.logits, state.history, state.step)  # [B, G, V]
+    base = state.sum_logprob - jax.nn.logsumexp(logits, axis=-1)  # [B, G]
+    ending = base + logits[..., eot]  # [B, G]
+    going = jnp.where((jnp.arange(logits.shape[-1]) == eot)[None, None], -jnp.inf, logits)
+    k = min(g, logits.shape[-1])
+    top, token = jax.lax.top_k(going, k)  # [B, G, k]; the normaliser does not change a beam's own order
+    scores = (top + base[..., None]).reshape(-1, g * k)
+    best, index = jax.lax.top_k(scores, g)  # [B, G]
+    source = index // k  # the beam that each one continues
+    token = jnp.take_along_axis(token.reshape(-1, g * k), index, axis=1)
+
+    ends = (ending > best[:, -1:]) & ~state.done  # ranked above the last survivor
+    order = jnp.argsort(jnp.where(ends, -ending, jnp.inf), axis=1)
+    ends, ending = (jnp.take_along_axis(x, order, axis=1) for x in (ends, ending))
+    taken = jnp.isfinite(state.ended_logprob).sum(1, keepdims=True)  # [B, 1]
+    slot = jnp.where(ends, taken + jnp.arange(g)[None], g)  # slots past the last are dropped
+    rows = jnp.arange(slot.shape[0])[:, None]
+    prefix = jnp.take_along_axis(state.tokens, order[..., None], axis=1)
+    ended_logprob = state.ended_logprob.at[rows, slot].set(ending, mode="drop")
+    ended_tokens = state.ended_tokens.at[rows, slot].set(prefix, mode="drop")
+    done = jnp.isfinite(ended_logprob).all(axis=1, keepdims=True) | state.done
+
+    pick = lambda x: jnp.take_along_axis(x, source, axis=1)
+    tokens = jnp.take_along_axis(state.tokens, source[..., None], axis=1)
+    state = state._replace(
+        seen=jnp.take_along_axis(state.seen, source[..., None], axis=1),
+        tokens=jax.lax.dynamic_update_index_in_dim(tokens, token, state.step, axis=2),
+        sum_logprob=best,
+        history=search.rules.advance(History(*map(pick, state.history)), token),
+        done=done,
+        ended_tokens=ended_tokens,
+        ended_logprob=ended_logprob,
+    )
+    return token, state
+
+
+@functools.partial(jax.jit, static_argnames=("search", "stage"), donate_argnames="state")
+def _run(search: _Search, context: _Context, state: _State, stage: int) -> _State:
+    """Decodes until all rows are done or `stage` tokens are said."""
+    choose = _extend if search.kind == "beam" else _choose
+
+    def more(state: _State) -> jax.Array:
+        return (state.step < stage) & ~state.done.all()
+
+    def body(state: _State) -> _State:
+        token, state = choose(search, context, state)
+        logits, cache, seen = _next_logits(search, context, state, token)
+        return state._replace(step=state.step + 1, logits=logits, cache=cache, seen=seen)
+
+    return jax.lax.while_loop(more, body, state)
+
+
+def _grow(state: _State, slots: int) -> _State:
+    """The state with room for `slots` keys."""
+    more = slots - state.seen.shape[2]
+    pad = ((0, 0), (0, 0), (0, more), (0, 0))
+    cache = {name: jnp.pad(x, pad) for name, x in state.cache.items()}
+    return state._replace(cache=cache, seen=jnp.pad(state.seen, pad[:3]))
+
+
+def _score(hypothesis: Hypothesis, length_penalty: float | None) -> float:
+    length = len(hypothesis.tokens)
+    penalty = max(length, 1) if length_penalty is None else ((5 + length) / 6) ** length_penalty
+    return hypothesis.sum_logprob / penalty
+
+
+def _collect(search: _Search, state: _State, rows: int, length_penalty: float | None) -> list[list[Hypothesis]]:
+    """The hypotheses of each row, best first; unfinished beams fill up what has not ended."""
+    tokens, logprob, ended, ended_logprob = jax.device_get(
+        (state.tokens, state.sum_logprob, state.ended_tokens, state.ended_logprob)
+    )
+
+    def text(ids: np.ndarray) -> list[int]:
+        stop = np.flatnonzero(ids == search.rules.eot)
+        return ids[: stop[0] if stop.size else None].tolist()
+
+    out = []
+    for row in range(rows):
+        found = [
+            Hypothesis(text(ended[row, i]), float(ended_logprob[row, i]))
+            for i in range(search.group)
+            if np.isfinite(ended_logprob[row, i])
+        ]
+        for i in np.argsort(-logprob[row], kind="stable")[: search.group - len(found)]:
+            if np.isfinite(logprob[row, i]):
+                found.append(Hypothesis(text(tokens[row, i]), float(logprob[row, i])))
+        out.append(sorted(found, key=lambda h: -_score(h, length_penalty)))
+    return out
+
+
+def _pad_rows(x: Any, rows: int) -> Any:
+    """Repeats the first row until there are `rows` of them."""
+    return x if x is None else jnp.concatenate([x, jnp.repeat(x[:1], rows - x.shape[0], axis=0)])
+
+
+def decode(
+    model: Whisper,
+    base_params: Any,
+    latents: jax.Array,
+    *,
+    prompt: Sequence[int] | np.ndarray,
+    tokenizer: SpecialTokens,
+    options: DecodingOptions,
+    token_mask: np.ndarray | None = None,
+    columns: Any = None,
+    scales: jax.Array | None = None,
+    cross_mask: jax.Array | None = None,
+    key: jax.Array | None = None,
+) -> DecodingResult:
+    """Decodes latents [B, S, D].
+
+    The batch is padded to a power of two, so that few programs are compiled; a row's result does not depend on the
+    others.
+
+    Args:
+      prompt: ids of the start, for all rows or [B, P].
+      token_mask: [B, P], False for padding on the left of the prompt.
+      columns: LoRA columns as lora.nested gives them, acting with `scales` [B, K].
+      cross_mask: [B, S], True where latents may be attended to.
+      key: for temperature > 0; one key, or one for each row.
+
+    Raises:
+      ValueError: if the prompt leaves no room or sampling has no key.
+    """
+    rows = latents.shape[0]
+    ids = np.asarray(prompt, np.int32)
+    ids = np.tile(ids, (rows, 1)) if ids.ndim == 1 else ids
+    room = model.dims.n_text_ctx - ids.shape[1]
+    if room < 1:
+        raise ValueError(f"prompt of {ids.shape[1]} tokens: expected less than {model.dims.n_text_ctx}.")
+    sampling = options.temperature > 0
+    if sampling and key is None:
+        raise ValueError(f"temperature={options.temperature} samples: give a key.")
+    if sampling and key.ndim == 0:  # type: ignore[union-attr]
+        key = jax.random.split(key, rows)
+    kind = "sample" if sampling else "beam" if options.beam_size > 1 else "greedy"
+    group = options.best_of if sampling else options.beam_size
+    rules = LogitRules.make(
+        tokenizer, timestamps=options.timestamps, suppress=options.suppress,
+        max_initial_timestamp_s=options.max_initial_timestamp_s,
+    )  # fmt: skip
+    mask = np.ones(ids.shape, bool) if token_mask is None else np.asarray(token_mask, bool)
+    search = _Search(model.dims, model.dtype, rules, group, min(options.max_tokens, room), kind)
+    full = 1 << (rows - 1).bit_length()
+    context = _Context(
+        params=base_params["decoder"],
+        lora=(columns or {}).get("decoder"),
+        scales=_pad_rows(scales, full),
+        cross=None,
+        cross_mask=_pad_rows(cross_mask, full),
+        token_mask=_pad_rows(mask, full),
+        keys=_pad_rows(key if sampling else None, full),
+        temperature=jnp.float32(options.temperature),
+    )
+    sot = int(np.flatnonzero(ids[0] == tokenizer.sot)[-1])
+    context, state, no_speech = _start(
+        search, context, _pad_rows(latents, full), _pad_rows(ids, full), jnp.arange(full) < rows,
+        sot_index=sot, no_speech=tokenizer.no_speech,
+    )  # fmt: skip
+    for stage in (*(s for s in STAGES if s < search.max_tokens), search.max_tokens):
+        state = _run(search, context, _grow(state, ids.shape[1] + stage * group), stage=stage)
+        if bool(state.done.all()):
+            break
+    nbest = _collect(search, state, rows, options.length_penalty)
+    total = np.array([n[0].sum_logprob for n in nbest], np.float32)
+    lengths = np.array([len(n[0].tokens) + 1 for n in nbest])
+    return DecodingResult(
+        tokens=[n[0].tokens for n in nbest],
+        sum_logprob=total,
+        avg_logprob=total / lengths,
+        no_speech_prob=np.asarray(no_speech)[:rows],
+        nbest=nbest,
+    )

@@ -1,0 +1,175 @@
+"""Low-rank adapters as plain arrays: banks of experts, and their mixture applied in one pass.
+
+A *bank* is `{path: {"a": [L, E, D, R], "b": [L, E, R, F]}}`, keyed by the path of the linear map it adapts, with the
+scanned layers in front. Banks train. To be applied they are stacked into *columns*, `{path: {"a": [L, D, K], "b": [L, K, F]}}`
+with K = R_shared + E * R, and each utterance gets one row of *scales* [B, K]: alpha / R for the shared columns and
+g_e * alpha / R for the columns of expert e. The mixture
+
+    y = x W + c + sum_e g_e (alpha / R) (x A_e) B_e                  (Hu et al. 2021, eq. 3, summed over experts)
+
+is then one pair of GEMMs whatever E is; a one-hot row of gates is one expert, a zero row is the base model.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import re
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Bank = dict[str, dict[str, jax.Array]]  # {path: {"a", "b"}}
+Columns = dict[str, dict[str, jax.Array]]
+
+
+class LoRADense(nn.Module):
+    """A frozen linear map plus low-rank columns scaled for each utterance.
+
+    y = x W + c + ((x A) * scales) B     x [B, T, D], A [D, K], B [K, F], scales [B, K] -> [B, T, F]
+    W, c are in the collection "params" (frozen); A, B in "lora", so that the two trees never mix. Without a "lora"
+    entry for this map, or without scales, it is the base map.
+    """
+
+    features: int  # F
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, scales: jax.Array | None = None) -> jax.Array:
+        init = nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
+        x = x.astype(self.dtype)
+        y = x @ kernel.astype(self.dtype)  # [B, T, F]
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+            y = y + bias.astype(self.dtype)
+        if scales is None or not self.has_variable("lora", "a"):
+            return y
+        a = self.get_variable("lora", "a").astype(self.dtype)  # [D, K]
+        b = self.get_variable("lora", "b").astype(self.dtype)  # [K, F]
+        h = (x @ a) * scales[:, None, :].astype(self.dtype)  # [B, T, K]
+        return y + h @ b
+
+
+def linear_shapes(
+    params: Mapping[str, Any], targets: Sequence[str]
+) -> dict[str, tuple[int, int, int]]:
+    """(L, D, F) of every stacked linear map in `params` whose path matches one of the regexes `targets`.
+
+    Raises:
+      ValueError: if a pattern matches nothing, naming it and the paths there are.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    shapes = {}
+    for path, leaf in leaves:
+        names = [str(getattr(k, "key", k)) for k in path]
+        if names[-1] == "kernel" and "blocks" in names and leaf.ndim == 3:
+            shapes["/".join(names[:-1])] = tuple(leaf.shape)
+    for pattern in targets:
+        if not any(re.fullmatch(pattern, path) for path in shapes):
+            raise ValueError(
+                f"model.lora_targets: {pattern!r} matches no linear map; there are {', '.join(sorted(shapes))}."
+            )
+    return {p: s for p, s in sorted(shapes.items()) if any(re.fullmatch(t, p) for t in targets)}
+
+
+def init_bank(
+    key: jax.Array, shapes: Mapping[str, tuple[int, int, int]], *, num_experts: int, rank: int
+) -> Bank:
+    """A bank that starts as the base model: A uniform within sqrt(1 / D) (PEFT's kaiming_uniform(sqrt 5)), B zero."""
+    bank = {}
+    for i, (path, (layers, d, f)) in enumerate(shapes.items()):
+        bound = d**-0.5
+        shape = (layers, num_experts, d, rank)
+        a = jax.random.uniform(jax.random.fold_in(key, i), shape, jnp.float32, -bound, bound)
+        bank[path] = {"a": a, "b": jnp.zeros((layers, num_experts, rank, f), jnp.float32)}
+    return bank
+
+
+def num_experts(bank: Bank) -> int:
+    """E of a bank; 0 for an empty one."""
+    return next(iter(bank.values()))["a"].shape[1] if bank else 0
+
+
+def rank(bank: Bank) -> int:
+    """R of a bank; 0 for an empty one."""
+    return next(iter(bank.values()))["a"].shape[-1] if bank else 0
+
+
+def _columns(bank: Bank) -> Columns:
+    def fold(ab: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        a, b = ab["a"], ab["b"]
+        layers, e, d, r = a.shape
+        return {
+            "a": a.transpose(0, 2, 1, 3).reshape(
+                layers, d, e * r
+            ),  # [L, D, E * R], expert-major columns
+            "b": b.reshape(layers, e * r, b.shape[-1]),  # [L, E * R, F]
+        }
+
+    return {path: fold(ab) for path, ab in bank.items()}
+
+
+def stack(shared: Bank, experts: Bank) -> Columns:
+    """Shared and routed banks as one set of columns, the shared ones first. Either may be empty."""
+    s, e = _columns(shared), _columns(experts)
+    join = lambda *parts: jnp.concatenate(parts, axis=1)
+    both = {
+        p: {"a": jnp.concatenate([s[p]["a"], e[p]["a"]], axis=2), "b": join(s[p]["b"], e[p]["b"])}
+        for p in s.keys() & e.keys()
+    }
+    return dict(sorted({**s, **e, **both}.items()))
+
+
+def scales(
+    gates: jax.Array, *, rank: int, shared_rank: int, alpha: float, shared_alpha: float
+) -> jax.Array:
+    """What multiplies each column: gates [B, E] -> [B, shared_rank + E * rank].
+
+    Args:
+      gates: mixing weights, rows summing to 1 (or one-hot, or 0).
+      rank, alpha: of the experts; their scale is alpha / rank.
+      shared_rank, shared_alpha: of the always-on path; shared_rank 0 where there is none.
+    """
+    shared = jnp.full(
+        (gates.shape[0], shared_rank), shared_alpha / max(shared_rank, 1), gates.dtype
+    )
+    if gates.shape[1] == 0:
+        return shared
+    routed = jnp.repeat(gates * (alpha / rank), rank, axis=1)  # [B, E * R]
+    return jnp.concatenate([shared, routed], axis=1)
+
+
+def nested(columns: Columns) -> dict[str, Any]:
+    """Columns as the nested "lora" collection a Linen module reads: "decoder/blocks/attn/query" -> {"decoder": {...}}."""
+    tree: dict[str, Any] = {}
+    for path, leaves in columns.items():
+        node = tree
+        *parents, last = path.split("/")
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = dict(leaves)
+    return tree
+
+
+def merge(params: Mapping[str, Any], columns: Columns, row: jax.Array) -> dict[str, Any]:
+    """Base parameters with one utterance's mixture folded in: W + A diag(row) B. row [K]; other leaves are shared."""
+
+    def add(path: Sequence[Any], leaf: jax.Array) -> jax.Array:
+        names = [str(getattr(k, "key", k)) for k in path]
+        target = columns.get("/".join(names[:-1])) if names[-1] == "kernel" else None
+        if target is None:
+            return leaf
+        return leaf + jnp.einsum("ldk,k,lkf->ldf", target["a"], row, target["b"])
+
+    return jax.tree_util.tree_map_with_path(add, dict(params))
+
+
+def map_experts(fn: Callable[[jax.Array], jax.Array], bank: Bank) -> Bank:
+    """Applies `fn` to every leaf of a bank; leaves keep the experts on axis 1."""
+    return {path: {k: fn(v) for k, v in ab.items()} for path, ab in bank.items()}
+
+
+def count(tree: Any) -> int:
+    """Number of parameters in a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,152 @@
+"""Whisper with a gated mixture of LoRA experts in the decoder: what composes whisper.py, lora.py and gate.py.
+
+`base`, the Whisper parameters, is always an argument. What trains is `{"gate": ..., "shared": bank, "experts": bank}`;
+with no experts (the baseline, one LoRA) "gate" and "experts" are empty and the shared path is the adapter.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmoe.model import gate, lora
+from jaxmoe.model.whisper import ModelDimensions, Whisper
+
+Params = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class MoEWhisper:
+    """The model of one run; pure functions of (base, params, ...)."""
+
+    whisper: Whisper
+    num_experts: int  # E; 0 for one LoRA without a gate
+    rank: int  # of each expert
+    shared_rank: int  # of the always-on path; 0 turns it off
+    alpha: float  # the low-rank update is scaled by alpha / rank, for experts and shared path alike
+    top_k: int
+    hidden: int  # of the gate
+    targets: tuple[str, ...]  # regexes of the linear maps that carry adapters
+
+    @property
+    def dims(self) -> ModelDimensions:
+        return self.whisper.dims
+
+    def init(self, key: jax.Array, base: Params) -> Params:
+        """Parameters that compute exactly the base model."""
+        shapes = lora.linear_shapes(base, self.targets)
+        gate_key, shared_key, experts_key = jax.random.split(key, 3)
+        params: Params = {"gate": {}, "shared": {}, "experts": {}}
+        if self.shared_rank:
+            params["shared"] = lora.init_bank(
+                shared_key, shapes, num_experts=1, rank=self.shared_rank
+            )
+        if self.num_experts:
+            e = jnp.zeros((1, self.dims.n_audio_state))
+            params["gate"] = self._gate.init(gate_key, e)["params"]
+            params["experts"] = lora.init_bank(
+                experts_key, shapes, num_experts=self.num_experts, rank=self.rank
+            )
+        return params
+
+    @property
+    def _gate(self) -> gate.Gate:
+        return gate.Gate(self.num_experts, self.hidden)
+
+    def gate_logits(self, params: Params, embedding: jax.Array) -> jax.Array:
+        """Embeddings e [B, D] -> gate logits [B, E]; [B, 0] without experts."""
+        if not self.num_experts:
+            return jnp.zeros((embedding.shape[0], 0))
+        return self._gate.apply({"params": params["gate"]}, embedding)
+
+    def gates(
+        self, gate_logits: jax.Array, temperature: float = 1.0, top_k: int | None = None
+    ) -> jax.Array:
+        """Gate logits -> mixing weights g [B, E], rows summing to 1."""
+        if not self.num_experts:
+            return gate_logits
+        return gate.top_k_softmax(gate_logits, self.top_k if top_k is None else top_k, temperature)
+
+    def columns(self, params: Params) -> dict[str, Any]:
+        """The low-rank columns as the "lora" collection of `whisper`."""
+        return lora.nested(lora.stack(params["shared"], params["experts"]))
+
+    def scales(self, gates: jax.Array) -> jax.Array:
+        """Mixing weights [B, E] -> the columns' scales [B, K]."""
+        return lora.scales(
+            gates,
+            rank=self.rank,
+            shared_rank=self.shared_rank,
+            alpha=self.alpha,
+            shared_alpha=self.alpha,
+        )
+
+    def logits(
+        self,
+        base: Params,
+        params: Params,
+        latents: jax.Array,
+        tokens: jax.Array,
+        gates: jax.Array,
+        cross_mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """One pass of the decoder with the mixture: latents [B, S, D], tokens [B, T] -> logits [B, T, V]."""
+        variables = {"params": base, "lora": self.columns(params)}
+        return self.whisper.apply(
+            variables, latents, tokens, self.scales(gates), cross_mask, method="logits"
+        )
+
+
+def make_moe(
+    dims: ModelDimensions,
+    *,
+    num_experts: int,
+    rank: int,
+    shared_rank: int,
+    alpha: float,
+    top_k: int,
+    gate_hidden: int,
+    lora_targets: Sequence[str],
+    dtype: str,
+    remat: bool,
+) -> MoEWhisper:
+    """The model that config.model describes, for a backbone of sizes `dims`."""
+    whisper = Whisper(dims, jnp.dtype(resolve_dtype(dtype)), remat)
+    return MoEWhisper(
+        whisper, num_experts, rank, shared_rank, alpha, top_k, gate_hidden, tuple(lora_targets)
+    )
+
+
+def one_lora(model: MoEWhisper, rank: int = 0) -> MoEWhisper:
+    """The baseline: no gate, no experts, one adapter on the same linear maps with the experts' alpha / rank.
+
+    rank 0 gives it as many adapter parameters as the mixture has in all.
+    """
+    rank = rank or model.shared_rank + model.num_experts * model.rank
+    alpha = model.alpha / model.rank * rank
+    return dataclasses.replace(model, num_experts=0, shared_rank=rank, alpha=alpha)
+
+
+def resolve_dtype(name: str) -> str:
+    """ "auto" is float32 on CPU, where XLA has no fast bfloat16 GEMM, and bfloat16 elsewhere."""
+    if name != "auto":
+        return name
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def usage(gates: np.ndarray) -> dict[str, Any]:
+    """What a set of gates [U, E] says of routing: top-1 share, mean probability, effective experts exp(H(mean g)),
+    mean entropy in nats."""
+    gates = np.asarray(gates, np.float64)
+    mean = gates.mean(0)
+    entropy = lambda p: -(p * np.log(np.maximum(p, 1e-12))).sum(-1)
+    top1 = np.bincount(gates.argmax(1), minlength=gates.shape[1]) / len(gates)
+    return {
+        "usage": top1.tolist(),
+        "mean_gate": mean.tolist(),
+        "effective_experts": float(np.exp(entropy(mean))),
+        "gate_entropy": float(entropy(gates).mean()),
+    }

@@ -1,0 +1,356 @@
+"""Whisper in Flax Linen: encoder and decoder with scanned layers, named as in openai/whisper (whisper/model.py).
+
+The base parameters are the collection "params"; low-rank columns (model/lora.py) come in as the collection "lora" and
+act where a row of `scales` is given. All shapes use: B batch, M mel bins, N mel frames (3000), S encoder positions
+(1500), T text tokens, D width, H heads, L layers, V vocabulary, K low-rank columns.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmoe.model.lora import LoRADense
+
+Cache = dict[str, jax.Array]  # {"k", "v"}: [L, B, T, D]
+QUERY_CHUNK = 500  # encoder positions attended at once on CPU; larger scores fall out of its caches
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDimensions:
+    """The ten sizes of a Whisper model (openai/whisper, whisper/model.py)."""
+
+    n_mels: int
+    n_audio_ctx: int
+    n_audio_state: int
+    n_audio_head: int
+    n_audio_layer: int
+    n_vocab: int
+    n_text_ctx: int
+    n_text_state: int
+    n_text_head: int
+    n_text_layer: int
+
+    @property
+    def is_multilingual(self) -> bool:
+        return self.n_vocab >= 51865
+
+
+def sinusoids(length: int, channels: int, max_timescale: float = 10000.0) -> np.ndarray:
+    """The encoder's fixed positional embedding [length, channels] (openai/whisper, whisper/model.py)."""
+    step = np.log(max_timescale) / (channels // 2 - 1)
+    angles = np.arange(length)[:, None] * np.exp(-step * np.arange(channels // 2))[None, :]
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
+
+
+def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """softmax(q k^T + mask) v in float32 for heads: q [B, T, H, D'], k, v [B, S, H, D'], mask broadcast to [B, H, T, S]."""
+    scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -1e30)
+    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhts,bshd->bthd", weights, v)
+
+
+def _attend_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """As _attend without a mask, one head and QUERY_CHUNK queries at a time: scores stay in a CPU's caches."""
+    b, t, h, d = q.shape
+    chunk = next(c for c in range(min(QUERY_CHUNK, t), 0, -1) if t % c == 0)
+    by_head = lambda x: x.transpose(0, 2, 1, 3).reshape(b * h, -1, d)
+
+    def head(args: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        qs, kt, vs = args  # [T / chunk, chunk, D'], [D', S], [S, D']
+
+        def one(qc: jax.Array) -> jax.Array:
+            s = (qc @ kt).astype(jnp.float32)
+            e = jnp.exp(s - s.max(-1, keepdims=True))
+            return (e.astype(vs.dtype) @ vs) / e.sum(-1, keepdims=True).astype(vs.dtype)
+
+        return jax.lax.map(one, qs)
+
+    qs = by_head(q).reshape(b * h, t // chunk, chunk, d)
+    out = jax.lax.map(head, (qs, by_head(k).swapaxes(1, 2), by_head(v)))
+    return out.reshape(b, h, t, d).transpose(0, 2, 1, 3)
+
+
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, n_head: int, mask: jax.Array | None = None
+) -> jax.Array:
+    """Multi-head attention of q [B, T, D] over k, v [B, S, D]; mask True where a key may be seen -> [B, T, D]."""
+    split = lambda x: x.reshape(*x.shape[:2], n_head, -1)
+    q, k, v = split(q) * (q.shape[-1] // n_head) ** -0.5, split(k), split(v)
+    if mask is None and q.shape[1] >= QUERY_CHUNK // 2:
+        plain = functools.partial(_attend, mask=None)
+        out = jax.lax.platform_dependent(q, k, v, cpu=_attend_chunked, default=plain)
+    else:
+        out = _attend(q, k, v, mask)
+    return out.reshape(*out.shape[:2], -1)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over D in float32, eps 1e-5."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        mean = x.mean(-1, keepdims=True)
+        x = (x - mean) * jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + 1e-5)
+        return (x * scale + bias).astype(self.dtype)
+
+
+class MultiHeadAttention(nn.Module):
+    """query, key, value, out of one attention; the key has no bias."""
+
+    n_state: int
+    n_head: int
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        dense = functools.partial(LoRADense, self.n_state, dtype=self.dtype)
+        self.query, self.value, self.out = dense(), dense(), dense()
+        self.key = dense(use_bias=False)
+
+    def keys_values(self, x: jax.Array, scales: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        return self.key(x, scales), self.value(x, scales)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        scales: jax.Array | None = None,
+        mask: jax.Array | None = None,
+    ) -> jax.Array:
+        y = attention(self.query(x, scales), k, v, self.n_head, mask)
+        return self.out(y, scales)
+
+
+class EncoderBlock(nn.Module):
+    """One pre-norm block; also returns the masked mean of its output, which costs nothing beside it."""
+
+    dims: ModelDimensions
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+        d = self.dims
+        attn = MultiHeadAttention(d.n_audio_state, d.n_audio_head, self.dtype, name="attn")
+        h = LayerNorm(self.dtype, name="attn_ln")(x)
+        x = x + attn(h, *attn.keys_values(h, None))
+        h = LayerNorm(self.dtype, name="mlp_ln")(x)
+        h = LoRADense(4 * d.n_audio_state, dtype=self.dtype, name="mlp1")(h)
+        h = LoRADense(d.n_audio_state, dtype=self.dtype, name="mlp2")(
+            jax.nn.gelu(h, approximate=False)
+        )
+        x = x + h
+        return x, masked_mean(x, weights)
+
+
+def masked_mean(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean of x [B, S, D] over the positions weighted by weights [B, S] (1 where there is audio) -> [B, D] float32."""
+    total = jnp.einsum("bsd,bs->bd", x.astype(jnp.float32), weights)
+    return total / jnp.maximum(weights.sum(1, keepdims=True), 1.0)
+
+
+class Encoder(nn.Module):
+    """Log-mel [B, M, N] -> latents H [B, N / 2, D], N up to 3000 frames.
+
+    With `weights` [B, N / 2], also the masked mean of every depth [B, L + 2, D]: the embedding output, each block,
+    the final norm (the last is the embedding e of the gate).
+    """
+
+    dims: ModelDimensions
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, mel: jax.Array, weights: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        d = self.dims
+        if mel.shape[1] != d.n_mels or mel.shape[2] > 2 * d.n_audio_ctx or mel.shape[2] % 2:
+            raise ValueError(
+                f"log-mel {mel.shape}: expected [B, {d.n_mels}, an even number of frames <= {2 * d.n_audio_ctx}]."
+            )
+        conv = functools.partial(
+            nn.Conv, d.n_audio_state, (3,), padding=((1, 1),), dtype=self.dtype
+        )
+        x = mel.swapaxes(1, 2).astype(self.dtype)  # [B, N, M]
+        x = jax.nn.gelu(conv(name="conv1")(x), approximate=False)
+        x = jax.nn.gelu(conv(strides=2, name="conv2")(x), approximate=False)  # [B, S, D]
+        table = self.param(
+            "positional_embedding", lambda _: jnp.asarray(sinusoids(d.n_audio_ctx, d.n_audio_state))
+        )
+        x = x + table[: x.shape[1]].astype(self.dtype)
+        if weights is None:
+            weights = jnp.ones(x.shape[:2], jnp.float32)
+        first = masked_mean(x, weights)
+        scan = nn.scan(
+            EncoderBlock,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=d.n_audio_layer,
+        )
+        x, means = scan(d, self.dtype, name="blocks")(x, weights)
+        x = LayerNorm(self.dtype, name="ln_post")(x)
+        depths = jnp.concatenate(
+            [first[None], means, masked_mean(x, weights)[None]]
+        )  # [L + 2, B, D]
+        return x, depths.swapaxes(0, 1)
+
+
+class DecoderBlock(nn.Module):
+    """One pre-norm block: causal self-attention, cross-attention, MLP; every linear map may carry low-rank columns."""
+
+    dims: ModelDimensions
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        d = self.dims
+        self.attn = MultiHeadAttention(d.n_text_state, d.n_text_head, self.dtype)
+        self.attn_ln = LayerNorm(self.dtype)
+        self.cross_attn = MultiHeadAttention(d.n_text_state, d.n_text_head, self.dtype)
+        self.cross_attn_ln = LayerNorm(self.dtype)
+        self.mlp1 = LoRADense(4 * d.n_text_state, dtype=self.dtype)
+        self.mlp2 = LoRADense(d.n_text_state, dtype=self.dtype)
+        self.mlp_ln = LayerNorm(self.dtype)
+
+    def cross_kv(
+        self, latents: jax.Array, _: None, scales: jax.Array | None
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        return latents, self.cross_attn.keys_values(latents, scales)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        cross: tuple[jax.Array, jax.Array],
+        cache: Cache | None,
+        position: jax.Array | int,
+        self_mask: jax.Array,
+        cross_mask: jax.Array | None,
+        scales: jax.Array | None,
+    ) -> tuple[jax.Array, Cache | None]:
+        h = self.attn_ln(x)
+        k, v = self.attn.keys_values(h, scales)
+        if cache is not None:
+            write = functools.partial(
+                jax.lax.dynamic_update_slice_in_dim, start_index=position, axis=1
+            )
+            k, v = write(cache["k"], k), write(cache["v"], v)
+            cache = {"k": k, "v": v}
+        x = x + self.attn(h, k, v, scales, self_mask)
+        h = self.cross_attn_ln(x)
+        x = x + self.cross_attn(h, *cross, scales, cross_mask)
+        h = self.mlp1(self.mlp_ln(x), scales)
+        return x + self.mlp2(jax.nn.gelu(h, approximate=False), scales), cache
+
+
+class Decoder(nn.Module):
+    """Tokens and latents -> logits [B, T, V] float32."""
+
+    dims: ModelDimensions
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def setup(self) -> None:
+        d = self.dims
+        self.token_embedding = nn.Embed(d.n_vocab, d.n_text_state, dtype=self.dtype)
+        self.positional_embedding = self.param(
+            "positional_embedding", nn.initializers.normal(0.01), (d.n_text_ctx, d.n_text_state)
+        )
+        block = nn.remat(DecoderBlock, prevent_cse=False) if self.remat else DecoderBlock
+        axes = dict(
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True},
+            length=d.n_text_layer,
+        )
+        cross = dict(in_axes=(0, nn.broadcast), **axes)
+        call = dict(in_axes=(0, 0, *(nn.broadcast,) * 4), **axes)
+        self.blocks = nn.scan(block, methods={"cross_kv": cross, "__call__": call})(d, self.dtype)
+        self.ln = LayerNorm(self.dtype)
+
+    def cross_kv(
+        self, latents: jax.Array, scales: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of cross-attention for all layers, computed once: latents [B, S, D] -> 2 x [L, B, S, D]."""
+        return self.blocks.cross_kv(latents.astype(self.dtype), None, scales)[1]
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        cross: tuple[jax.Array, jax.Array],
+        scales: jax.Array | None = None,
+        cross_mask: jax.Array | None = None,
+        cache: Cache | None = None,
+        position: jax.Array | int = 0,
+        token_mask: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Logits of tokens [B, T], which stand at `position` .. `position` + T - 1.
+
+        Args:
+          cross: from cross_kv.
+          scales: [B, K], the columns' scales; None for the base model.
+          cross_mask: [B, S], True where latents may be attended to; None for all.
+          cache: keys and values of earlier tokens, static length; returned with these tokens written in.
+          token_mask: [B, T_cache or T], False for tokens that nobody may attend to (left padding); positions then
+            count from each row's first real token.
+        """
+        t = tokens.shape[1]
+        query_at = position + jnp.arange(t)  # [T]
+        if token_mask is None:
+            table = jax.lax.dynamic_slice_in_dim(self.positional_embedding, position, t)[None]
+        else:
+            offset = (jnp.cumsum(token_mask, axis=1) == 0).sum(1)  # [B], leading padding
+            table = self.positional_embedding[jnp.maximum(query_at[None] - offset[:, None], 0)]
+        x = self.token_embedding(tokens) + table.astype(self.dtype)  # [B, T, D]
+        length = t if cache is None else cache["k"].shape[2]
+        self_mask = jnp.arange(length)[None, :] <= query_at[:, None]  # [T, S], causal
+        self_mask = self_mask[None, None]
+        if token_mask is not None:
+            self_mask = self_mask & token_mask[:, None, None, :]
+        if cross_mask is not None:
+            cross_mask = cross_mask[:, None, None, :]
+        x, cache = self.blocks(x, cross, cache, position, self_mask, cross_mask, scales)
+        x = self.ln(x)
+        return self.token_embedding.attend(x).astype(jnp.float32), cache
+
+    def init_cache(self, batch: int, length: int) -> Cache:
+        """An empty cache for `batch` rows of `length` tokens."""
+        d = self.dims
+        shape = (d.n_text_layer, batch, length, d.n_text_state)
+        return {"k": jnp.zeros(shape, self.dtype), "v": jnp.zeros(shape, self.dtype)}
+
+
+class Whisper(nn.Module):
+    """Encoder and decoder under one parameter tree {"encoder", "decoder"}."""
+
+    dims: ModelDimensions
+    dtype: Any = jnp.float32
+    remat: bool = False
+
+    def setup(self) -> None:
+        self.encoder = Encoder(self.dims, self.dtype)
+        self.decoder = Decoder(self.dims, self.dtype, self.remat)
+
+    def __call__(self, mel: jax.Array, tokens: jax.Array) -> jax.Array:
+        latents, _ = self.encoder(mel)
+        return self.logits(latents, tokens)
+
+    def logits(
+        self,
+        latents: jax.Array,
+        tokens: jax.Array,
+        scales: jax.Array | None = None,
+        cross_mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """Teacher-forced logits [B, T, V] of tokens [B, T] over latents [B, S, D]."""
+        cross = self.decoder.cross_kv(latents, scales)
+        return self.decoder(tokens, cross, scales, cross_mask)[0]

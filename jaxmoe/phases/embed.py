@@ -1,0 +1,126 @@
+"""Runs the frozen encoder once over every recording.
+
+Reads   WORKDIR/corpus
+Writes  WORKDIR/embeddings/<backbone>/<split>/  latents and pooled depths (data/embeddings.py)
+        WORKDIR/embeddings/long.jsonl           recordings over 30 s, which training leaves out and evaluation
+                                                transcribes window by window
+"""
+
+from collections.abc import Iterator, Sequence
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from jaxmoe import sharding
+from jaxmoe.data import prepared
+from jaxmoe.data.audio import HOP_LENGTH, N_SAMPLES, SAMPLE_RATE, log_mel_spectrogram
+from jaxmoe.data.embeddings import SHARD_ROWS, write_shard
+from jaxmoe.train.setup import Backbone, embeddings_folder, load_backbone
+
+POSITION = 2 * HOP_LENGTH  # 320 samples an encoder position
+WINDOWS_S = (
+    4,
+    6,
+    8,
+    10,
+    12,
+    15,
+    20,
+    30,
+)  # padded lengths of a trimmed context, one compilation each
+
+
+def positions(samples: int) -> int:
+    """S': encoder positions that hold audio."""
+    return -(-samples // POSITION)
+
+
+def window(samples: int, context: str, margin_s: float) -> int:
+    """Samples to which a recording is padded: 30 s, or the smallest window with `margin_s` of silence after it."""
+    if context == "full":
+        return N_SAMPLES
+    need = samples / SAMPLE_RATE + margin_s
+    return next((w for w in WINDOWS_S if w >= need), WINDOWS_S[-1]) * SAMPLE_RATE
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode(
+    model: "jax.tree_util.Partial", base: dict, audio: jax.Array, samples: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Audio [B, n] (zero-padded), true lengths [B] -> latents [B, n / 320, D], depths [B, L + 2, D]."""
+    mel = log_mel_spectrogram(audio, model.dims.n_mels)
+    at = jnp.arange(audio.shape[1] // POSITION)
+    weights = (at[None] < -(-samples[:, None] // POSITION)).astype(jnp.float32)
+    run = lambda m, *args: m.encoder(*args)
+    return model.apply({"params": base}, mel, weights, method=run)
+
+
+def _shards(source: Sequence[dict], wanted: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
+    for number, start in enumerate(range(0, len(wanted), SHARD_ROWS)):
+        yield number, wanted[start : start + SHARD_ROWS]
+
+
+def _embed_shard(
+    backbone: Backbone, rows: list[dict], config: ConfigDict
+) -> tuple[list[np.ndarray], np.ndarray]:
+    """Latents kept (the audio's positions plus the margin) and depths of a shard, batched by window."""
+    whisper, b = backbone.model.whisper, config.embed.batch_size
+    sizes = [window(len(r["audio"]), config.embed.context, config.embed.margin_s) for r in rows]
+    order = sorted(range(len(rows)), key=lambda i: (sizes[i], i))
+    latents: dict[int, np.ndarray] = {}
+    depths: dict[int, np.ndarray] = {}
+    margin = int(config.embed.margin_s * SAMPLE_RATE) // POSITION
+    for size in sorted(set(sizes)):
+        group = [i for i in order if sizes[i] == size]
+        for start in range(0, len(group), b):
+            chosen = group[start : start + b]
+            audio = np.zeros((b, size), np.float32)  # short last batches keep the compiled shape
+            samples = np.ones(b, np.int32)
+            for j, i in enumerate(chosen):
+                audio[j, : len(rows[i]["audio"])] = rows[i]["audio"] / 32768.0
+                samples[j] = len(rows[i]["audio"])
+            placed = sharding.put_batch((audio, samples), backbone.mesh)
+            h, means = jax.device_get(encode(whisper, backbone.base, *placed))
+            for j, i in enumerate(chosen):
+                latents[i] = h[j, : positions(int(samples[j])) + margin].astype(np.float16)
+                depths[i] = means[j]
+    return [latents[i] for i in range(len(rows))], np.stack([depths[i] for i in range(len(rows))])
+
+
+def embed_split(config: ConfigDict, workdir: Path, backbone: Backbone, split: str) -> list[dict]:
+    """Embeds what is missing of a split; returns the recordings that are over 30 s."""
+    from tqdm import tqdm
+
+    source = prepared.open_split(workdir, split)
+    folder = embeddings_folder(workdir, backbone.name, split)
+    lengths = prepared.lengths(workdir, split)
+    long = [i for i in range(len(source)) if lengths[i] > N_SAMPLES]
+    wanted = [i for i in range(len(source)) if lengths[i] <= N_SAMPLES]
+    with tqdm(total=len(wanted), desc=f"embed {backbone.name} {split}", unit="utt") as bar:
+        for number, indices in _shards(source, wanted):
+            if not (folder / f"{number:05d}.json").exists():
+                rows = [source[i] for i in indices]
+                latents, depths = _embed_shard(backbone, rows, config)
+                write_shard(folder, number, [r["id"] for r in rows], latents, depths)
+            bar.update(len(indices))
+    return [{"split": split, "id": source[i]["id"], "samples": int(lengths[i])} for i in long]
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Embeds all splits with the backbone, and the evaluation split with the second backbone if there is one."""
+    backbone = load_backbone(config)
+    long = []
+    for split in ("train", "validation", "evaluation"):
+        long += embed_split(config, workdir, backbone, split)
+    path = workdir / "embeddings" / "long.jsonl"
+    path.write_text("".join(json.dumps(x) + "\n" for x in long))
+    if long:
+        print(f"{len(long)} recordings are over 30 s: listed in {path}")
+    if config.model.second:
+        del backbone
+        embed_split(config, workdir, load_backbone(config, config.model.second), "evaluation")

@@ -1,0 +1,58 @@
+"""How the experts are used, from the gates that the evaluation recorded."""
+
+from typing import Any
+
+import numpy as np
+
+from jaxmoe.report.read import SystemRun, Utterances
+
+
+def routing(utterances: Utterances, runs: list[SystemRun]) -> dict[str, Any] | None:
+    """Usage, effective number and agreement of the experts of the `moe` system (else the first with gates).
+
+    usage: top-1 share; effective_experts: exp of the entropy of the mean gate; mean_entropy: of each utterance's
+    gate, nats; ami: adjusted mutual information of the top-1 expert. None when no system has gates.
+    """
+    gated = [run for run in runs if run.gates is not None]
+    if not gated:
+        return None
+    run = next((r for r in gated if r.key == "moe"), gated[0])
+    gates = run.gates
+    assert gates is not None  # chosen for having them
+    experts = gates.shape[1]
+    top = gates.argmax(axis=1)
+    mean = gates.mean(axis=0)
+    etiology = np.array(utterances["etiology"], dtype=object).astype(str)
+    cluster = np.array([-2 if c is None else c for c in run.clusters])
+    return {
+        "system": run.key,
+        "experts": experts,
+        "usage": (np.bincount(top, minlength=experts) / len(top)).tolist(),
+        "mean_probability": mean.tolist(),
+        "effective_experts": float(np.exp(entropy(mean / max(mean.sum(), 1e-12)))),
+        "mean_entropy": float(np.mean(entropy(gates))),
+        "ami": {
+            "etiology": agreement(etiology, top),
+            "speaker": agreement(np.array(utterances["speaker"], dtype=object).astype(str), top),
+            # -2 marks utterances that no clustering saw; noise (-1) is a statement of the clustering
+            "cluster": agreement(cluster[cluster > -2], top[cluster > -2]),
+        },
+        "by_etiology": {
+            str(value): (np.bincount(top[etiology == value], minlength=experts) / (etiology == value).sum()).tolist()
+            for value in sorted(set(etiology))
+        },
+    }
+
+
+def entropy(p: np.ndarray) -> np.ndarray:
+    """Entropy in nats along the last axis; 0 log 0 = 0."""
+    return -np.sum(p * np.log(np.where(p > 0, p, 1.0)), axis=-1)
+
+
+def agreement(labels: np.ndarray, experts: np.ndarray) -> float | None:
+    """Adjusted mutual information; None where there is only one label (nothing to agree with)."""
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    if len(set(labels.tolist())) < 2:
+        return None
+    return float(adjusted_mutual_info_score(labels, experts))

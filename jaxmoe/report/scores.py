@@ -1,0 +1,102 @@
+"""Per-utterance statistics of every system and the scores of any subset of its utterances."""
+
+import dataclasses
+
+import numpy as np
+
+from jaxmoe.eval import bleu, bootstrap, wer
+from jaxmoe.report.read import SystemRun, Utterances
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What is known of one system's output; None where a measure does not apply."""
+
+    counts: wer.Counts | None
+    bleu: np.ndarray | None  # [U, 10], zero rows where there is no reference translation
+    chrf: np.ndarray | None  # [U, 18]
+    regimes: dict[str, dict[str, float]]  # {"whisper": {"wer", "cer"}, "sap": ...}
+
+    def statistics(self, metric: str) -> np.ndarray | None:
+        """Summable statistics [U, K] of "wer", "cer", "bleu" or "chrf"."""
+        if metric == "bleu":
+            return self.bleu
+        if metric == "chrf":
+            return self.chrf
+        if self.counts is None:
+            return None
+        if metric == "cer":
+            return np.stack([self.counts.char_errors, self.counts.chars], axis=1)
+        return np.stack([self.counts.errors, self.counts.words], axis=1)
+
+    def function(self, metric: str) -> bootstrap.Score:
+        """The score of summed statistics of a metric, in per cent."""
+        return {"wer": wer.rate, "cer": wer.rate, "bleu": bleu.bleu, "chrf": bleu.chrf}[metric]
+
+    def summary(self, chosen: np.ndarray) -> dict[str, float | None]:
+        """WER, CER, BLEU, chrF of the chosen utterances (bool [U])."""
+        out: dict[str, float | None] = {}
+        for metric in ("wer", "cer", "bleu", "chrf"):
+            statistics = self.statistics(metric)
+            if statistics is None or not statistics[chosen].any():
+                out[metric] = None
+            else:
+                out[metric] = float(self.function(metric)(statistics[chosen].sum(axis=0)))
+        return out
+
+    def intervals(
+        self, chosen: np.ndarray, index: np.ndarray, speakers: int, drawing: dict[str, int]
+    ) -> dict[str, tuple[float, float] | None]:
+        """95 % intervals of WER and BLEU over the speakers of the chosen utterances."""
+        out: dict[str, tuple[float, float] | None] = {}
+        for metric in ("wer", "bleu"):
+            statistics = self.statistics(metric)
+            if statistics is None:
+                out[metric] = None
+                continue
+            sums = bootstrap.speaker_sums(statistics[chosen], index[chosen], speakers)
+            present = np.unique(index[chosen])
+            out[metric] = bootstrap.interval(sums[present], self.function(metric), **drawing)
+        return out
+
+    @property
+    def edits(self) -> dict[str, float] | None:
+        """Substitutions, deletions and insertions in per cent of the reference words."""
+        if self.counts is None:
+            return None
+        words = max(float(self.counts.words.sum()), 1.0)
+        return {
+            name: 100.0 * float(getattr(self.counts, name).sum()) / words
+            for name in ("substitutions", "deletions", "insertions")
+        }
+
+
+def score_systems(utterances: Utterances, runs: list[SystemRun], regime: str) -> dict[str, Scores]:
+    """Scores of every system that was run, by key; `regime` is the one of WER and CER."""
+    translations = _translation_statistics(utterances, [run for run in runs if any(run.translations)])
+    out = {}
+    for run in runs:
+        if not run.was_run:
+            continue
+        counts, regimes = None, {}
+        # kind "mt" was given the reference; an end-to-end system may write no English at all.
+        if run.kind == "asr+mt" or (run.kind == "e2e" and any(run.hypotheses)):
+            for name in wer.REGIMES:
+                found = wer.score(utterances["reference"], run.hypotheses, name)
+                regimes[name] = {"wer": found.wer, "cer": found.cer}
+                counts = found if name == regime else counts
+        out[run.key] = Scores(counts, *translations.get(run.key, (None, None)), regimes)
+    return out
+
+
+def _translation_statistics(utterances: Utterances, runs: list[SystemRun]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """BLEU's and chrF's statistics by key; utterances without a reference count for nothing."""
+    references = utterances["translation_reference"]
+    has_reference = np.array([bool(text) for text in references])
+    if not has_reference.any():
+        return {}
+    tables = []
+    for metric in ("bleu", "chrf"):
+        found = bleu.statistics(metric, [run.translations for run in runs], references)
+        tables.append([table * has_reference[:, None] for table in found])
+    return {run.key: (b, c) for run, b, c in zip(runs, *tables, strict=True)}

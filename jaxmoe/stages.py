@@ -1,0 +1,134 @@
+"""Which phase needs which, what of the configuration each depends on, and whether it has been done with it.
+
+A phase's fingerprint is a hash of its own configuration groups and of the fingerprints of the phases it needs. It is
+written to FOLDER/phase.json when the phase starts and marked done when it ends, so that a run can be killed and
+continued, and a changed configuration is noticed: what was made with another one is moved aside, never mixed.
+"""
+
+from collections.abc import Callable
+import dataclasses
+import hashlib
+import importlib
+import json
+import os
+from pathlib import Path
+import shutil
+
+from ml_collections import ConfigDict
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A phase: its module in jaxmoe.phases, the folder it fills, the phases it needs, the config groups it reads."""
+
+    folder: str
+    needs: tuple[str, ...]
+    groups: tuple[str, ...]
+
+    def run(self, name: str) -> Callable[[ConfigDict, Path], None]:
+        return importlib.import_module(f"jaxmoe.phases.{name}").run
+
+
+PHASES: dict[str, Phase] = {
+    "prepare": Phase("corpus", (), ("seed", "data", "demo")),
+    "embed": Phase("embeddings", ("prepare",), ("model.backbone", "model.second", "embed")),
+    "cluster": Phase("clusters", ("embed",), ("cluster", "model.num_experts")),
+    "gate": Phase("gate", ("cluster",), ("gate", "model")),
+    "experts": Phase("experts", ("gate",), ("experts",)),
+    "joint": Phase("joint", ("experts",), ("joint",)),
+    "baseline": Phase("baseline", ("embed",), ("baseline", "model")),
+    "evaluate": Phase("eval", ("joint", "baseline"), ("evaluate", "mt")),
+    "report": Phase("report", ("evaluate",), ("report",)),
+}
+
+
+def _value(config: ConfigDict, group: str) -> object:
+    value = config
+    for name in group.split("."):
+        value = value[name]
+    return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+def settings(config: ConfigDict, name: str) -> dict[str, object]:
+    """All that the result of a phase depends on: group -> value, with those of the phases it needs."""
+    phase = PHASES[name]
+    out: dict[str, object] = {}
+    for need in phase.needs:
+        out.update(settings(config, need))
+    return out | {group: _value(config, group) for group in phase.groups}
+
+
+def fingerprint(config: ConfigDict, name: str) -> str:
+    """16 hexadecimal digits."""
+    text = json.dumps(settings(config, name), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _record(workdir: Path, name: str) -> dict:
+    path = workdir / PHASES[name].folder / "phase.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def is_done(config: ConfigDict, workdir: Path, name: str) -> bool:
+    """Whether the phase has ended with this configuration."""
+    record = _record(workdir, name)
+    return bool(record.get("done")) and record.get("fingerprint") == fingerprint(config, name)
+
+
+def _write(folder: Path, record: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / "phase.json.tmp"
+    temporary.write_text(json.dumps(record, indent=2, default=str))
+    os.replace(temporary, folder / "phase.json")
+
+
+def run(config: ConfigDict, workdir: Path, name: str, force: bool = False) -> None:
+    """Runs one phase, continuing what an earlier, killed run with the same configuration left.
+
+    Raises:
+      FileNotFoundError: if a phase it needs has not been done, naming it.
+    """
+    for need in PHASES[name].needs:
+        if not _record(workdir, need).get("done"):
+            raise FileNotFoundError(
+                f"--phase={name} needs --phase={need}, which has not been done in {workdir}; "
+                f"run it first, or --phase=all for everything."
+            )
+    folder = workdir / PHASES[name].folder
+    if is_done(config, workdir, name) and not force:
+        print(f"{name}: done already with this configuration ({folder}); --force runs it again")
+        return
+    mine, record = fingerprint(config, name), _record(workdir, name)
+    if record and (force or record["fingerprint"] != mine):
+        aside = folder.with_name(folder.name + ".previous")
+        print(f"{name}: {_changes(record, settings(config, name))}; what was there is moved to {aside}")
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    record = {"phase": name, "fingerprint": mine, "settings": settings(config, name), "done": False}
+    _write(folder, record)
+    PHASES[name].run(name)(config, workdir)
+    _write(folder, record | {"done": True})
+
+
+def _changes(record: dict, now: dict[str, object]) -> str:
+    """What differs between a recorded phase's settings and today's, for people."""
+
+    def flat(tree: object, prefix: str) -> dict[str, object]:
+        if isinstance(tree, dict):
+            return {k: v for key, sub in tree.items() for k, v in flat(sub, f"{prefix}.{key}").items()}
+        return {prefix: tree}
+
+    now = json.loads(json.dumps(now, default=str))
+    old, new = flat(record["settings"], "config"), flat(now, "config")
+    changed = [f"{k} {old.get(k)} -> {new.get(k)}" for k in sorted(old | new) if old.get(k) != new.get(k)]
+    return "changed: " + ", ".join(changed) if changed else "run again"
+
+
+def run_all(config: ConfigDict, workdir: Path, force: bool = False) -> None:
+    """Runs what is missing, in order; says what is skipped and why."""
+    for number, name in enumerate(PHASES, 1):
+        if is_done(config, workdir, name) and not force:
+            print(f"[{number}/{len(PHASES)}] {name}: skipped, done already with this configuration")
+            continue
+        print(f"[{number}/{len(PHASES)}] {name}")
+        run(config, workdir, name, force)

@@ -1,0 +1,111 @@
+"""The one host loop: iterate, step, log, save, resume. It knows no loss."""
+
+from collections.abc import Callable
+import json
+from pathlib import Path
+import time
+from typing import Any
+
+import grain.python as grain
+import jax
+import numpy as np
+
+from jaxmoe import sharding
+from jaxmoe.checkpoint import Checkpointer, save_params
+from jaxmoe.train.state import TrainState
+
+Metrics = dict[str, jax.Array]
+StepFn = Callable[[TrainState, Any, Any], tuple[TrainState, Metrics]]
+
+
+class MetricsWriter:
+    """metrics.jsonl and TensorBoard events of one phase; lines after `step` are dropped when a run resumes there."""
+
+    def __init__(self, folder: Path, step: int):
+        from tensorboardX import SummaryWriter  # slow to import
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        kept = self.path.read_text().splitlines() if self.path.exists() else []
+        kept = [line for line in kept if json.loads(line)["step"] <= step]
+        self.path.write_text("".join(line + "\n" for line in kept))
+        self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        with self.path.open("a") as f:
+            f.write(json.dumps({"step": step, **values}) + "\n")
+        for name, value in values.items():
+            if isinstance(value, float):
+                self.events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self.events.close()
+
+
+def _to_python(metrics: Metrics) -> dict[str, Any]:
+    host = jax.tree.map(np.asarray, jax.device_get(metrics))
+    return {k: v.tolist() if v.ndim else float(v) for k, v in host.items()}
+
+
+def fit(
+    step_fn: StepFn,
+    state: TrainState,
+    base: Any,
+    batches: grain.DatasetIterator,
+    *,
+    folder: Path,
+    steps: int,
+    mesh: jax.sharding.Mesh,
+    log_every: int,
+    save_every: int,
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+) -> TrainState:
+    """Trains up to `steps`, continuing from the latest checkpoint in `folder`, and writes folder/params.
+
+    Args:
+      step_fn: pure (state, base, batch) -> (state, metrics); metrics hold "loss".
+      state: the state at step 0; its buffers are donated.
+      base: frozen parameters, already on the mesh; None for a phase that needs none.
+      batches: the data, one batch a step; its position is saved with the state.
+      evaluate: params -> figures on validation data, logged beside the losses.
+
+    Raises:
+      FloatingPointError: if the loss is not finite, naming the step.
+    """
+    from tqdm import tqdm
+
+    whole = sharding.replicated(mesh)
+    state = jax.device_put(state, whole)
+    checkpointer = Checkpointer(folder / "checkpoints")
+    if checkpointer.latest_step() is not None:
+        state = checkpointer.restore(state, batches)
+    start = int(state.step)
+    jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(whole, whole))
+    writer = MetricsWriter(folder, start)
+    began, seen = time.perf_counter(), start
+    bar = tqdm(total=steps, initial=start, desc=folder.name, unit="step", mininterval=2.0)
+    for number in range(start + 1, steps + 1):
+        state, metrics = jitted(state, base, sharding.put_batch(next(batches), mesh))
+        bar.update()
+        if number % log_every == 0 or number == steps:
+            values = _to_python(metrics)
+            if not np.isfinite(values["loss"]):
+                checkpointer.close()
+                raise FloatingPointError(
+                    f"{folder.name}: loss is {values['loss']} at step {number}; lower "
+                    f"config.{folder.name}.lr or look at the batch that step read."
+                )
+            elapsed = time.perf_counter() - began
+            values["steps_per_s"] = (number - seen) / max(elapsed, 1e-9)
+            if evaluate is not None:
+                values.update(evaluate(state.params))
+            writer.write(number, values)
+            bar.set_postfix(loss=f"{values['loss']:.3f}")
+            began, seen = time.perf_counter(), number
+        if number % save_every == 0 or number == steps:
+            checkpointer.save(number, state, batches, {"phase": folder.name})
+    bar.close()
+    writer.close()
+    checkpointer.close()
+    save_params(folder / "params", state.params)
+    return state

@@ -1,0 +1,152 @@
+"""What the training phases open: the backbone on the mesh, and the utterances of a split with their tokens."""
+
+from collections.abc import Sequence
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+import optax
+
+from jaxmoe import sharding
+from jaxmoe.data import prepared
+from jaxmoe.data.batches import BatchSource, Utterances, iterate
+from jaxmoe.data.embeddings import Embeddings
+from jaxmoe.data.text import Tokenizer
+from jaxmoe.model import lora
+from jaxmoe.model.load import load_whisper
+from jaxmoe.model.moe import MoEWhisper, make_moe
+from jaxmoe.train import optimizer
+from jaxmoe.train import state as states
+from jaxmoe.train.loop import StepFn, fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """The frozen Whisper of a run, on its mesh, and the mixture around it."""
+
+    name: str
+    mesh: jax.sharding.Mesh
+    base: Any  # Whisper parameters, sharded
+    model: MoEWhisper
+    tokenizer: Tokenizer
+
+
+def load_backbone(config: ConfigDict, name: str | None = None) -> Backbone:
+    """Resolves, loads and places the backbone `name` (config.model.backbone by default)."""
+    fields = dict(config.model)
+    first, _ = fields.pop("backbone"), fields.pop("second")
+    name = name or first
+    dims, base, tokenizer = load_whisper(name)
+    mesh = sharding.make_mesh(**config.mesh)
+    model = make_moe(dims, **fields)
+    dtype = model.whisper.dtype
+    base = jax.tree.map(lambda x: np.asarray(x, dtype), base)
+    base = jax.device_put(base, sharding.base_shardings(base, mesh))
+    return Backbone(name, mesh, base, model, tokenizer)
+
+
+def embeddings_folder(workdir: Path, backbone: str, split: str) -> Path:
+    """Where `embed` keeps a backbone's latents of a split."""
+    return workdir / "embeddings" / Path(backbone).name / split
+
+
+def load_posterior(workdir: Path, num_experts: int) -> dict[str, np.ndarray]:
+    """id -> soft membership by expert [E], of the utterances that `cluster` was fitted on."""
+    path = workdir / "clusters" / "assignments.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no clusters; run --phase=cluster first.")
+    lines = map(json.loads, path.read_text().splitlines())
+    posterior = {x["id"]: np.asarray(x["membership"], np.float32) for x in lines if x["fitted"]}
+    sizes = {len(m) for m in posterior.values()}
+    if sizes != {num_experts}:
+        raise ValueError(
+            f"{path}: memberships of {sorted(sizes)} experts, config.model.num_experts is "
+            f"{num_experts}; run --phase=cluster again."
+        )
+    return posterior
+
+
+def load_utterances(
+    config: ConfigDict,
+    workdir: Path,
+    backbone: Backbone,
+    split: str,
+    *,
+    pretrain: bool = False,
+    posterior: dict[str, np.ndarray] | None = None,
+) -> Utterances:
+    """The utterances of a split that have latents; with `pretrain`, only the pre-training sample of train."""
+    tokenizer = backbone.tokenizer
+    embeddings = Embeddings(embeddings_folder(workdir, backbone.name, split))
+    prompt = list(tokenizer.sot_sequence(language="en", task="transcribe", timestamps=False))
+    limit = backbone.model.dims.n_text_ctx
+    experts = backbone.model.num_experts
+    none = np.zeros(experts, np.float32)
+    rows, tokens, posteriors, too_long = [], [], [], []
+    for item in prepared.open_split(workdir, split):
+        if item["id"] not in embeddings.row or (pretrain and not item["pretrain"]):
+            continue
+        ids = [*prompt, *tokenizer.encode(" " + item["text"].strip()), tokenizer.eot]
+        if len(ids) > limit:
+            too_long.append(item["id"])
+            continue
+        rows.append(embeddings.row[item["id"]])
+        tokens.append(ids)
+        posteriors.append((posterior or {}).get(item["id"], none))
+    if too_long:
+        print(f"{len(too_long)} transcripts exceed {limit} tokens and are left out: {too_long[:5]}")
+    if not rows:
+        sample = " of the pre-training sample (config.data.pretrain_share)" if pretrain else ""
+        raise ValueError(f"{workdir}: no utterances in split {split!r}{sample}.")
+    return Utterances(embeddings, np.array(rows), tokens, len(prompt), np.stack(posteriors))
+
+
+def make_tx(c: ConfigDict, params: Any, trainable: Sequence[str]) -> optax.GradientTransformation:
+    """The optimizer of a phase's group of the configuration; prints what trains."""
+    labels = optimizer.label(params, trainable)
+    trained = jax.tree.map(lambda p, t: p.size if t == "train" else 0, params, labels)
+    trained = sum(jax.tree.leaves(trained))
+    print(f"trainable parameters: {trained:,} of {lora.count(params):,} outside the frozen base")
+    return optimizer.make_tx(
+        labels,
+        lr=c.lr,
+        steps=c.steps,
+        warmup=c.warmup,
+        weight_decay=c.weight_decay,
+        clip_norm=c.clip_norm,
+    )
+
+
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    phase: str,
+    backbone: Backbone,
+    utterances: Utterances,
+    step: StepFn,
+    params: Any,
+    tx: optax.GradientTransformation,
+    *,
+    latents: bool = True,
+) -> Any:
+    """Runs `fit` with the sizes of config.<phase> in WORKDIR/<phase>; returns the trained parameters."""
+    c = config[phase]
+    source = BatchSource(
+        utterances, batch_size=c.batch_size, steps=c.steps, seed=config.seed, latents=latents
+    )
+    state = fit(
+        step,
+        states.create(params, tx, config.seed),
+        backbone.base,
+        iterate(source),
+        folder=workdir / phase,
+        steps=c.steps,
+        mesh=backbone.mesh,
+        log_every=c.log_every,
+        save_every=c.save_every,
+    )
+    return state.params

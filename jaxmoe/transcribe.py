@@ -1,0 +1,269 @@
+"""Speech in sound files -> text files, from the command line: python -m jaxmoe.transcribe AUDIO... [options]
+
+Start-up counts here: JAX and all that needs it are imported once the arguments are known to be good.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+import dataclasses
+import functools
+from pathlib import Path
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxmoe.system import System
+    from jaxmoe.transcription import Transcript
+
+SUFFIXES = frozenset(
+    ".wav .flac .mp3 .ogg .oga .opus .m4a .mp4 .aac .aif .aiff .au .caf .wma .webm .mka .mkv .mov .amr .3gp".split()
+)
+FORMATS = ("txt", "srt", "vtt", "json", "all")
+EPILOG = """\
+outputs:
+  clip.wav gives clip.txt, clip.srt, clip.vtt, clip.json in --output_dir; files found in a folder keep their sub-folders.
+  With --translate_to=de also clip.de.txt, clip.de.srt, clip.de.vtt; clip.json then holds both languages.
+  Inputs that would share an output take their whole names (clip.wav.txt, clip.mp3.txt), and where these are the same
+  too, their folders (a/clip.txt, b/clip.txt): no input overwrites another's.
+  Each file is written when its recording is done, whole or not at all. An unreadable recording is reported and the
+  rest go on; the exit status is then 1. After an interruption, --skip_existing continues.
+
+examples:
+  python -m jaxmoe.transcribe clip.wav
+  python -m jaxmoe.transcribe recordings/ --model=base --output_dir=out --output_format=json --skip_existing
+  python -m jaxmoe.transcribe clip.m4a --translate_to=de --output_format=srt
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's options."""
+    p = argparse.ArgumentParser(
+        prog="python -m jaxmoe.transcribe",
+        description="Transcribes English speech, also of people with a speech disorder, and translates it into German.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("audio", nargs="+", metavar="AUDIO", type=Path,
+                   help="sound files of any rate, or folders, searched through for known suffixes (wav, flac, mp3, ogg, m4a, ...)")  # fmt: skip
+    p.add_argument("--model", metavar="NAME", help="a Whisper by name (tiny.en, base, large-v2, ...), a local folder or a hub id; "
+                   "default: the checkpoint's own, else tiny.en")  # fmt: skip
+    p.add_argument("--checkpoint", metavar="DIR", type=Path, help="a run's workdir: transcribe with its adapters")
+    p.add_argument("--output_dir", "-o", metavar="DIR", type=Path, default=Path("."), help="default: the current folder")
+    p.add_argument("--output_format", "-f", choices=FORMATS, default="all", help="default: all")
+    p.add_argument("--language", metavar="CODE", default="en", help="spoken language of a multilingual model; default: en")
+    p.add_argument("--translate_to", choices=("de",), help="also write a translation")
+    p.add_argument("--mt", choices=("local", "deepl"), default="local",
+                   help="translator: local runs here; deepl sends the text to DeepL (its key in DEEPL_AUTH_KEY); default: local")  # fmt: skip
+    p.add_argument("--beam_size", metavar="N", type=_positive, default=5, help="1 is greedy; default: 5")
+    p.add_argument("--best_of", metavar="N", type=_positive, default=5, help="samples where the search has failed; default: 5")
+    p.add_argument("--temperature", metavar="T", type=float, default=0.0, help="of the first attempt; default: 0")
+    p.add_argument("--temperature_increment_on_fallback", metavar="T", type=float, default=0.2,
+                   help="added after a failed attempt, up to 1; 0 turns fallback off; default: 0.2")  # fmt: skip
+    p.add_argument("--compression_ratio_threshold", metavar="X", type=float, default=2.4, help="above it, an attempt has failed; default: 2.4")  # fmt: skip
+    p.add_argument("--logprob_threshold", metavar="X", type=float, default=-1.0, help="mean log-probability below which an attempt has failed; default: -1")  # fmt: skip
+    p.add_argument("--no_speech_threshold", metavar="X", type=float, default=0.6, help="probability above which text is flagged no_speech; default: 0.6")  # fmt: skip
+    p.add_argument("--condition_on_previous_text", action="store_true",
+                   help="prompt each 30 s with the text before; off because a loop, likelier in disordered speech, would spread")  # fmt: skip
+    p.add_argument("--batch_size", metavar="N", type=_positive, default=8, help="recordings worked on at a time; default: 8")
+    p.add_argument("--skip_existing", action="store_true", help="leave out recordings whose outputs are all there")
+    p.add_argument("--quiet", "-q", action="store_true", help="print errors only")
+    return p
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least 1")
+    return int(text)
+
+
+def temperatures(first: float, increment: float) -> tuple[float, ...]:
+    """The temperatures to try: first, first + increment, ... up to 1."""
+    if increment <= 0:
+        return (first,)
+    return tuple(round(first + i * increment, 6) for i in range(int((1.0 - first) / increment + 1e-6) + 1)) or (first,)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """An input and where its outputs go, without suffix."""
+
+    audio: Path
+    output: Path
+
+    def path(self, suffix: str) -> Path:
+        return self.output.with_name(self.output.name + suffix)
+
+
+def find_inputs(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """(file, sub-folder below the given folder) of all inputs, folders searched through; a file named twice counts once."""
+    found: dict[Path, tuple[Path, Path]] = {}
+    for path in paths:
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not inside:
+                print(f"warning: {path}: no sound files in this folder.", file=sys.stderr)
+            for file in inside:
+                found.setdefault(file.resolve(), (file, file.parent.relative_to(path)))
+        else:
+            found.setdefault(path.resolve(), (path, Path()))
+    return list(found.values())
+
+
+def suffixes(output_format: str, translate_to: str | None) -> list[str]:
+    """Of the files one input gives, such as .txt, .json, .de.txt."""
+    formats = FORMATS[:-1] if output_format == "all" else (output_format,)
+    own = [f".{name}" for name in formats]
+    translated = [f".{translate_to}.{name}" for name in formats if name != "json"] if translate_to else []
+    return own + translated
+
+
+class Output:
+    """Writes and shows what is done."""
+
+    def __init__(self, args: argparse.Namespace, model: str, say: Callable[[str], None]) -> None:
+        self.formats = FORMATS[:-1] if args.output_format == "all" else (args.output_format,)
+        self.target, self.model, self.say = args.translate_to, model, say
+        self.translator = _translator(args.mt) if args.translate_to else None
+
+    def write(self, job: Job, transcript: "Transcript", show: bool) -> None:
+        """Writes a transcript, then its translation: a translator's failure costs no transcript."""
+        from jaxmoe import writers
+
+        original = writers.cues(transcript)
+        self._write_texts(job, original, "")
+        if "json" in self.formats and not self.translator:
+            self._write_json(job, transcript, None)
+        if show:
+            for cue in original:
+                self.say(_line(cue))
+        if self.translator:
+            try:
+                translations = self._translate(job, transcript, show)
+            except Exception:
+                if "json" in self.formats:
+                    self._write_json(job, transcript, None)
+                raise
+            if "json" in self.formats:
+                self._write_json(job, transcript, translations)
+
+    def _translate(self, job: Job, transcript: "Transcript", show: bool) -> dict[str, Any]:
+        from jaxmoe import writers
+
+        sources = writers.sentences(transcript)
+        texts = self.translator.translate([cue.text for cue in sources]) if sources else []
+        cues = [dataclasses.replace(c, text=t) for c, t in zip(sources, texts, strict=True)]
+        self._write_texts(job, cues, f".{self.target}")
+        if show:
+            for cue in cues:
+                self.say(_line(cue))
+        rows = [{"start": c.start, "end": c.end, "source": s.text, "text": c.text} for s, c in zip(sources, cues, strict=True)]
+        return {self.target: {"translator": self.translator.name, "text": " ".join(texts), "sentences": rows}}
+
+    def _write_texts(self, job: Job, cues: Sequence[Any], infix: str) -> None:
+        from jaxmoe import writers
+
+        for name in self.formats:
+            if name != "json":
+                writers.write_atomically(job.path(f"{infix}.{name}"), writers.WRITERS[name](cues))
+
+    def _write_json(self, job: Job, transcript: "Transcript", translations: dict[str, Any] | None) -> None:
+        from jaxmoe import writers
+
+        text = writers.to_json(transcript, audio=str(job.audio), model=self.model, translations=translations)
+        writers.write_atomically(job.path(".json"), text)
+
+
+def _line(cue: Any) -> str:
+    from jaxmoe import writers
+
+    start, end = (writers.timestamp(t, always_hours=False, decimal=".") for t in (cue.start, cue.end))
+    return f"[{start} --> {end}] {cue.text}"
+
+
+def _translator(engine: str) -> Any:
+    from jaxmoe import mt, weights
+
+    chosen = {"engine": engine, "acknowledge_privacy": True} if engine == "deepl" else {"engine": engine}
+    return mt.make(**chosen, cache_path=weights.cache_folder() / "mt.sqlite")
+
+
+def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
+    """Transcribes and writes all jobs; returns how many failed."""
+    from jaxmoe.compilation import enable_cache
+
+    enable_cache()
+    from tqdm import tqdm
+
+    from jaxmoe.data.audio import load_audio
+    from jaxmoe.system import load_system
+    from jaxmoe.transcription import TranscribeOptions, transcribe
+
+    system: System = load_system(args.model or "tiny.en", args.checkpoint)
+    options = TranscribeOptions(
+        language=args.language,
+        beam_size=args.beam_size,
+        best_of=args.best_of,
+        temperatures=temperatures(args.temperature, args.temperature_increment_on_fallback),
+        compression_ratio_threshold=args.compression_ratio_threshold,
+        logprob_threshold=args.logprob_threshold,
+        no_speech_threshold=args.no_speech_threshold,
+        condition_on_previous_text=args.condition_on_previous_text,
+        batch_size=min(args.batch_size, len(jobs)),
+    )
+    system.tokenizer.sot_sequence(options.language)  # a language the model lacks fails here, before any work
+    say = lambda text: args.quiet or tqdm.write(text, file=sys.stdout)  # noqa: E731
+    complain = functools.partial(tqdm.write, file=sys.stderr)
+    output = Output(args, system.name, say)
+    failed = 0
+    layout = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} recordings [{elapsed}<{remaining}]"
+    with tqdm(total=len(jobs), bar_format=layout, disable=True if args.quiet else None) as bar:
+        done = [0.0] * len(jobs)
+        for step in transcribe(system, [functools.partial(load_audio, job.audio) for job in jobs], options):
+            job, error = jobs[step.index], step.error
+            if step.transcript is not None:
+                if len(jobs) > 1:
+                    say(f"{job.audio}:")
+                try:
+                    output.write(job, step.transcript, show=not args.quiet)
+                except (OSError, ValueError, RuntimeError) as e:
+                    error = e
+            ended = step.transcript is not None or error is not None
+            share = 1.0 if ended else step.done / step.total
+            bar.update(share - done[step.index])
+            done[step.index] = share
+            if error is not None:
+                failed += 1
+                about = "" if str(job.audio) in str(error) else f"{job.audio}: "
+                complain(f"error: {about}{error}")
+    return failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status: 0, 1 if a recording failed, 130 if interrupted."""
+    args = parser().parse_args(argv)
+    wanted = suffixes(args.output_format, args.translate_to)
+    from jaxmoe import writers
+
+    inputs = find_inputs(args.audio)
+    stems = writers.output_stems(inputs, wanted)
+    jobs = [Job(path, args.output_dir / stem) for (path, _), stem in zip(inputs, stems, strict=True)]
+    todo = [j for j in jobs if not (args.skip_existing and all(j.path(s).exists() for s in wanted))]
+    if len(todo) < len(jobs) and not args.quiet:
+        print(f"{len(jobs) - len(todo)} of {len(jobs)} recordings are done already.", file=sys.stderr)
+    if not todo:
+        return 0 if jobs else 1
+    try:
+        failed = run(args, todo)
+    except KeyboardInterrupt:
+        print("interrupted; finished recordings are written, --skip_existing continues.", file=sys.stderr)
+        return 130
+    except (ValueError, ModuleNotFoundError) as error:  # weights, options: nothing was transcribed
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if failed:
+        print(f"{failed} of {len(todo)} recordings failed.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""A DeepL for tests, on the loopback: POST /v2/translate and GET /v2/usage, with faults on demand.
+
+It keeps the account that a test needs: every text of every accepted request, and what would be billed for it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import json
+import socket
+import struct
+import threading
+from typing import Any
+
+KEY = "0f3a77c2-secret-key:fx"
+MAX_TEXTS, MAX_BYTES = 50, 128 * 1024
+
+# A fault gets the number of the translation request (from 0) and names what happens to it.
+Fault = Callable[[int], str]
+STATUSES = {"400": 400, "403": 403, "413": 413, "429": 429, "456": 456, "500": 500, "503": 503}
+
+
+def german(text: str) -> str:
+    """What this server translates a text to."""
+    return f"Übersetzt: {text[::-1]}"
+
+
+class Account:
+    """What happened so far."""
+
+    def __init__(self, fault: Fault, limit: int) -> None:
+        self.fault, self.limit = fault, limit
+        self.requests: list[dict[str, Any]] = []  # every translation request's body, refused ones too
+        self.faults: list[str] = []
+        self.accepted: Counter[str] = Counter()  # texts answered in full
+        self.characters = 0  # billed for them
+        self.lock = threading.Lock()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    account: Account
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def _send(self, status: int, body: Any, claimed_length: int | None = None) -> None:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(claimed_length or len(raw)))
+        self.end_headers()
+        self.wfile.write(raw)
+
+    def _authorised(self) -> bool:
+        if self.headers.get("Authorization") == f"DeepL-Auth-Key {KEY}":
+            return True
+        self._send(
+            403, {"message": f"Invalid header {self.headers.get('Authorization')}"}
+        )  # an unkind server echoes it
+        return False
+
+    def do_GET(self) -> None:
+        if not self._authorised():
+            return
+        if self.path != "/v2/usage":
+            self._send(404, {"message": "not found"})
+            return
+        self._send(200, {"character_count": self.account.characters, "character_limit": self.account.limit})
+
+    def do_POST(self) -> None:
+        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        if not self._authorised():
+            return
+        if self.path != "/v2/translate":
+            self._send(404, {"message": "not found"})
+            return
+        account, body = self.account, json.loads(raw)
+        with account.lock:
+            fault = account.fault(len(account.requests))
+            account.requests.append(body)
+            account.faults.append(fault)
+            if not fault and (len(body["text"]) > MAX_TEXTS or len(raw) > MAX_BYTES):
+                fault = "413"
+            if not fault and account.characters + sum(map(len, body["text"])) > account.limit:
+                fault = "456"
+            if not fault:
+                account.accepted.update(body["text"])
+                account.characters += sum(map(len, body["text"]))
+        self._answer(fault, body)
+
+    def _answer(self, fault: str, body: dict[str, Any]) -> None:
+        translations = [
+            {
+                "detected_source_language": "EN",
+                "text": german(text),
+                "billed_characters": len(text),
+                "model_type_used": "quality_optimized",
+            }
+            for text in body["text"]
+        ]
+        if fault in STATUSES:
+            self._send(STATUSES[fault], {"message": f"fault {fault} for DeepL-Auth-Key {KEY}"})
+        elif fault == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            for stream in (self.rfile, self.wfile, self.connection):  # the socket lives as long as one of them
+                stream.close()
+            self.close_connection = True
+        elif fault == "truncated":
+            raw = json.dumps({"translations": translations}).encode()
+            self._send(200, raw[: len(raw) // 2], claimed_length=len(raw))
+            self.close_connection = True
+        elif fault == "malformed":
+            self._send(200, b'{"translations": [{"text": "Hal')
+        elif fault == "html":
+            self._send(200, b"<html>please log in to the hotel's network</html>")
+        elif fault == "short":
+            self._send(200, {"translations": translations[:-1]})
+        elif fault == "unbilled":
+            self._send(200, {"translations": [{"text": t["text"]} for t in translations]})
+        elif fault == "empty":
+            self._send(200, {"translations": [{**t, "text": ""} for t in translations]})
+        else:
+            assert fault == "", f"no such fault: {fault}"
+            self._send(200, {"translations": translations})
+
+
+@contextmanager
+def serve(fault: Fault = lambda n: "", limit: int = 500_000) -> Iterator[tuple[str, Account]]:
+    """Run the server; yields its address and its account."""
+    account = Account(fault, limit)
+    handler = type("Handler", (_Handler,), {"account": account})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", account
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

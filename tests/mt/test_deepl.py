@@ -1,0 +1,241 @@
+"""The DeepL engine through its official client, against a server on the loopback."""
+
+import logging
+import os
+from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
+import traceback
+
+import deepl
+import pytest
+
+from jaxmoe import mt
+from jaxmoe.mt.cache import Cache
+from jaxmoe.mt.deepl import DeepLError
+from tests.mt.deepl_server import KEY, german, serve
+
+TEXTS = [f"This is sentence number {i}, said {'very ' * (i % 5)}clearly." for i in range(120)]
+WORKER = """
+import sys
+import deepl
+from jaxmoe import mt
+deepl.http_client._BackoffTimer.BACKOFF_INITIAL = 0.01
+translator = mt.make("deepl", "", acknowledge_privacy=True, server_url=sys.argv[1], cache_path=sys.argv[2])
+texts = open(sys.argv[3], encoding="utf-8").read().splitlines()
+print("ready", flush=True)
+sys.stdin.readline()
+translator.translate(texts)
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setenv("DEEPL_AUTH_KEY", KEY)
+    monkeypatch.delenv("DEEPL_SERVER_URL", raising=False)
+    monkeypatch.setattr(deepl.http_client._BackoffTimer, "BACKOFF_INITIAL", 0.01)
+    monkeypatch.setattr("jaxmoe.mt.deepl._PAUSE_S", 0.01)
+
+
+def make(url, tmp_path, **options):
+    options = {"acknowledge_privacy": True, "cache_path": tmp_path / "mt.sqlite"} | options
+    return mt.make("deepl", "", server_url=url, **options)
+
+
+def test_translates_in_order_and_each_text_once(tmp_path):
+    with serve() as (url, account):
+        translator = make(url, tmp_path)
+        texts = [*TEXTS, "", TEXTS[3], "  ", f" {TEXTS[4]} "]
+        expected = [german(text.strip()) if text.strip() else "" for text in texts]
+        assert translator.translate(texts) == expected
+        assert translator.translate(texts) == expected
+        assert set(account.accepted.values()) == {1}
+        assert account.characters == sum(map(len, TEXTS)) == translator.cache.billed_characters()
+        assert [len(request["text"]) for request in account.requests] == [50, 50, 20]
+        request = account.requests[0]
+        assert (request["source_lang"], request["target_lang"]) == ("EN", "DE")
+        assert request["model_type"] == "prefer_quality_optimized"
+
+
+def test_second_run_asks_nothing(tmp_path):
+    with serve() as (url, account):
+        make(url, tmp_path).translate(TEXTS[:5])
+        count = len(account.requests)
+        assert make(url, tmp_path).translate(TEXTS[:5]) == list(map(german, TEXTS[:5]))
+        assert len(account.requests) == count
+
+
+def test_formality_is_sent_and_part_of_the_signature(tmp_path):
+    with serve() as (url, account):
+        plain, formal = make(url, tmp_path), make(url, tmp_path, formality="prefer_more")
+        assert plain.signature != formal.signature
+        plain.translate(TEXTS[:1])
+        formal.translate(TEXTS[:1])
+        assert [request.get("formality") for request in account.requests] == ["default", "prefer_more"]
+
+
+def test_requests_stay_below_the_limit_of_bytes(tmp_path):
+    texts = [f"{i} " + "über " * 3000 for i in range(12)]  # each ü is six bytes of JSON
+    with serve() as (url, account):
+        assert make(url, tmp_path).translate(texts) == [german(text.strip()) for text in texts]
+        assert "413" not in account.faults
+        assert 1 < len(account.requests) < 12
+
+
+def test_a_text_over_the_limit_is_refused_before_anything_is_sent(tmp_path):
+    with serve() as (url, account):
+        with pytest.raises(ValueError, match="Split it into sentences"):
+            make(url, tmp_path).translate(["short", "long " * 30_000])
+        assert not account.requests
+
+
+@pytest.mark.parametrize("fault", ["429", "500", "503", "reset", "truncated", "malformed", "html", "short", "empty"])
+def test_passing_faults_are_repeated(tmp_path, fault):
+    with serve(lambda n: fault if n in (0, 2) else "") as (url, account):
+        assert make(url, tmp_path).translate(TEXTS) == list(map(german, TEXTS))
+        assert set(account.accepted.values()) == {1}
+
+
+MESSAGES = {
+    "400": r"refuses the request \(400\)",
+    "403": r"refuses the key in DEEPL_AUTH_KEY \(403\)",
+    "413": r"refuses the request \(413\)",
+    "429": r"too many requests after several attempts \(429\)",
+    "456": r"used up \(456\)",
+    "500": r"server fails \(500\)",
+    "503": r"server fails \(503\)",
+    "reset": r"cannot be reached",
+    "truncated": r"cannot be reached",
+    "malformed": r"cannot be read: 0 translations for 20 texts",
+    "short": r"cannot be read: 19 translations for 20 texts",
+    "unbilled": r"cannot be read: fields are missing",
+    "empty": r"cannot be read: a translation is empty",
+}
+
+
+@pytest.mark.parametrize("fault", MESSAGES)
+def test_lasting_faults_are_told_apart_and_lose_nothing(tmp_path, fault, caplog):
+    caplog.set_level(logging.DEBUG)
+    lasting = [True]
+    with serve(lambda n: fault if n >= 2 and lasting[0] else "") as (url, account):
+        with pytest.raises(DeepLError, match=MESSAGES[fault]) as caught:
+            make(url, tmp_path).translate(TEXTS)
+        assert "run the same command again" in str(caught.value)
+        shown = "".join(traceback.format_exception(caught.value)) + caplog.text
+        assert KEY not in shown and KEY.removesuffix(":fx") not in shown
+        assert TEXTS[0] not in shown
+        assert caught.value.__cause__ is None and caught.value.__context__ is None
+        lasting[0] = False
+        assert make(url, tmp_path).translate(TEXTS) == list(map(german, TEXTS))
+        assert set(account.accepted.values()) == {1}
+
+
+def test_wrong_key_is_not_shown(tmp_path, monkeypatch, caplog):
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv("DEEPL_AUTH_KEY", "another-key-of-mine")
+    with serve() as (url, _), pytest.raises(DeepLError, match=r"\(403\)") as caught:
+        make(url, tmp_path).translate(TEXTS[:1])
+    assert "another-key-of-mine" not in "".join(traceback.format_exception(caught.value)) + caplog.text
+
+
+def test_malformed_key_is_not_shown(tmp_path, monkeypatch):
+    monkeypatch.setenv("DEEPL_AUTH_KEY", "schlüssel\nzweite-zeile")
+    with pytest.raises(ValueError, match="copy the key again") as caught:
+        make("http://127.0.0.1:9", tmp_path)
+    assert "schlüssel" not in str(caught.value)
+
+
+def test_budget_stops_before_the_request_and_goes_on_when_raised(tmp_path):
+    budget = sum(map(len, TEXTS[:100])) + 10
+    with serve() as (url, account):
+        with pytest.raises(mt.BudgetExceeded, match="raise max_chars") as caught:
+            make(url, tmp_path, max_chars=budget).translate(TEXTS)
+        assert str(tmp_path / "mt.sqlite") in str(caught.value)
+        assert account.characters <= budget and len(account.accepted) == 100
+        with pytest.raises(mt.BudgetExceeded):  # a new process does not get a new budget
+            make(url, tmp_path, max_chars=budget).translate(TEXTS)
+        assert make(url, tmp_path, max_chars=100_000).translate(TEXTS) == list(map(german, TEXTS))
+        assert set(account.accepted.values()) == {1}
+
+
+def test_characters_are_shown_before_sending(tmp_path, caplog):
+    with serve(limit=777_000) as (url, _):
+        make(url, tmp_path).translate(TEXTS)
+    assert f"120 texts, {sum(map(len, TEXTS)):,} characters to send" in caplog.text
+    assert "0 of 777,000 characters" in caplog.text
+    assert TEXTS[0] not in caplog.text
+
+
+def test_unavailable_without_key_or_acknowledgement(tmp_path, monkeypatch):
+    with pytest.raises(mt.TranslatorUnavailable, match=r"leaves this machine.*acknowledge_privacy=True"):
+        make("http://127.0.0.1:9", tmp_path, acknowledge_privacy=False)
+    monkeypatch.delenv("DEEPL_AUTH_KEY")
+    with pytest.raises(mt.TranslatorUnavailable, match="export DEEPL_AUTH_KEY"):
+        make("http://127.0.0.1:9", tmp_path)
+
+
+def test_options_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="formality='polite'"):
+        make("http://127.0.0.1:9", tmp_path, formality="polite")
+    with pytest.raises(ValueError, match="unencrypted"):
+        make("http://example.org", tmp_path)
+    with pytest.raises(ValueError, match="cache_path"):
+        make("http://127.0.0.1:9", tmp_path, cache_path=None)
+
+
+def test_server_from_the_environment(tmp_path, monkeypatch):
+    with serve() as (url, _):
+        monkeypatch.setenv("DEEPL_SERVER_URL", url)
+        assert make("", tmp_path).translate(TEXTS[:1]) == [german(TEXTS[0])]
+
+
+def start(url, cache, texts):
+    env = dict(os.environ, PYTHONPATH=str(Path(__file__).parents[2]))
+    command = [sys.executable, "-c", WORKER, url, str(cache), str(texts)]
+    process = subprocess.Popen(
+        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    assert process.stdout.readline() == b"ready\n"
+    return process
+
+
+def go(process):
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+
+
+def test_two_processes_pay_once(tmp_path):
+    (tmp_path / "texts").write_text("\n".join(TEXTS), encoding="utf-8")
+    with serve() as (url, account):
+        workers = [start(url, tmp_path / "mt.sqlite", tmp_path / "texts") for _ in range(2)]
+        for worker in workers:
+            go(worker)
+        assert [worker.wait(60) for worker in workers] == [0, 0]
+        assert account.accepted == dict.fromkeys(TEXTS, 1)
+
+
+def test_killed_runs_lose_at_most_the_request_in_flight(tmp_path):
+    texts = [f"{text} ({k})" for k in range(5) for text in TEXTS]  # 12 requests
+    (tmp_path / "texts").write_text("\n".join(texts), encoding="utf-8")
+
+    def fault(n):
+        time.sleep(0.05)
+        return ("500", "", "reset", "")[n % 4]
+
+    kills = 2
+    with serve(fault) as (url, account):
+        for k in range(kills):
+            worker = start(url, tmp_path / "mt.sqlite", tmp_path / "texts")
+            go(worker)
+            while len(account.accepted) < 150 * (k + 1):
+                time.sleep(0.005)
+            os.kill(worker.pid, signal.SIGKILL)
+            worker.wait()
+        done = Cache(tmp_path / "mt.sqlite").billed_characters()
+        assert done > 0
+        assert make(url, tmp_path).translate(texts) == list(map(german, texts))
+        repeated = sum(account.accepted.values()) - len(texts)
+        assert set(account.accepted) == set(texts)
+        assert repeated <= 50 * kills
