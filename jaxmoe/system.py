@@ -1,6 +1,7 @@
 """A recogniser ready to use: Whisper, its tokenizer, and the adapters of a run where there are any."""
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,24 +9,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.data.audio import N_SAMPLES, log_mel_spectrogram
+from jaxmoe.data.audio import N_SAMPLES, SAMPLE_RATE, log_mel_spectrogram
 from jaxmoe.data.text import Tokenizer
+from jaxmoe.model.moe import MoEWhisper, make_moe, one_lora, resolve_dtype
 from jaxmoe.model.whisper import Whisper
 
 SAMPLES_PER_POSITION = 320  # of the encoder: a hop of 160, two frames a position
 
 
-class System:
-    """A bare Whisper. A system with adapters overrides `adapt`.
+class Recogniser:
+    """A bare Whisper, which hears its whole window of 30 s as openai/whisper does.
 
     Args:
       name: for people and for the JSON output.
       params: {"encoder", "decoder"}; they are put on the device in the model's dtype.
     """
 
+    margin_s: float | None = None  # silence after the audio that the decoder may attend to; None: all of the window
+    short_timestamps = True  # whether recordings of one window are decoded with timestamps, as longer ones always are
+
     def __init__(self, name: str, model: Whisper, params: Any, tokenizer: Tokenizer) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
-        self.params = jax.device_put(jax.tree.map(lambda x: np.asarray(x, model.dtype), params))
+        self.params = jax.device_put(jax.tree.map(lambda x: jnp.asarray(x, model.dtype), params))
 
     def log_mel(self, samples: np.ndarray) -> jax.Array:
         """Input features of windows [B, 480000] padded with zeros -> [B, M, 3000]."""
@@ -38,36 +43,100 @@ class System:
           mel: [B, M, 3000].
           num_samples: [B], the samples of each window that are sound and not padding.
         """
-        positions = np.ceil(np.clip(num_samples, 1, N_SAMPLES) / SAMPLES_PER_POSITION)
-        weights = np.arange(self.model.dims.n_audio_ctx)[None, :] < positions[:, None]
+        weights = self._within(_positions(num_samples))
         return _encode(self.model, self.params, mel, jnp.asarray(weights, jnp.float32))
 
-    def adapt(self, embedding: jax.Array) -> tuple[Any, jax.Array | None]:
-        """LoRA columns (as lora.nested gives them) and their scales [B, K] for embeddings [B, D]; None, None if bare."""
+    def cross_mask(self, num_samples: np.ndarray) -> np.ndarray | None:
+        """Encoder positions that the decoder may attend to, [B, S]; None for all."""
+        if self.margin_s is None:
+            return None
+        return self._within(_positions(num_samples) + int(self.margin_s * SAMPLE_RATE) // SAMPLES_PER_POSITION)
+
+    def _within(self, positions: np.ndarray) -> np.ndarray:
+        return np.arange(self.model.dims.n_audio_ctx)[None, :] < positions[:, None]
+
+    def gates(self, embedding: np.ndarray | jax.Array) -> np.ndarray | None:
+        """Mixing weights [B, E] of the experts for embeddings [B, D]; None without experts."""
+        del embedding
+        return None
+
+    def adapt(self, embedding: np.ndarray | jax.Array) -> tuple[Any, jax.Array | None]:
+        """LoRA columns as lora.nested gives them, and their scales [B, K], for embeddings [B, D]; None, None if bare."""
         del embedding
         return None, None
 
 
+class Adapted(Recogniser):
+    """A Whisper with a run's adapters, decoded as they were trained: without timestamps where one window is enough.
+
+    Args:
+      params: {"gate", "shared", "experts"} of `model`.
+      margin_s: config.embed.margin_s of the run, what its latents held after the audio.
+    """
+
+    short_timestamps = False
+
+    def __init__(
+        self, name: str, model: MoEWhisper, base: Any, tokenizer: Tokenizer, params: Any, margin_s: float
+    ) -> None:
+        super().__init__(name, model.whisper, base, tokenizer)
+        self.mixture, self.adapters, self.margin_s = model, params, margin_s
+        self._columns = model.columns(params)
+
+    def _gates(self, embedding: np.ndarray | jax.Array) -> jax.Array:
+        return self.mixture.gates(self.mixture.gate_logits(self.adapters, jnp.asarray(embedding)))
+
+    def gates(self, embedding: np.ndarray | jax.Array) -> np.ndarray | None:
+        return np.asarray(self._gates(embedding)) if self.mixture.num_experts else None
+
+    def adapt(self, embedding: np.ndarray | jax.Array) -> tuple[Any, jax.Array | None]:
+        return self._columns, self.mixture.scales(self._gates(embedding))
+
+
+def _positions(num_samples: np.ndarray) -> np.ndarray:
+    """S' of each window [B]: the encoder positions that hold audio."""
+    return np.ceil(np.clip(num_samples, 1, N_SAMPLES) / SAMPLES_PER_POSITION).astype(int)
+
+
 @functools.partial(jax.jit, static_argnames="model")
-def _encode(
-    model: Whisper, params: Any, mel: jax.Array, weights: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _encode(model: Whisper, params: Any, mel: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     latents, depths = model.apply(
         {"params": params}, mel, weights, method=lambda whisper, *args: whisper.encoder(*args)
     )
     return latents, depths[:, -1]
 
 
-def load_system(model: str | Path, checkpoint: Path | None = None) -> System:
-    """The system of a Whisper by name or folder, or of a run's workdir.
+def load_system(model: str | Path, checkpoint: Path | None = None) -> Recogniser:
+    """The recogniser of a Whisper by name or folder, or of a run's workdir, whose backbone then wins over `model`.
 
     Raises:
-      ValueError: if the model is unknown or the folder holds no run.
+      ValueError: if the model is unknown or the folder holds no trained run.
     """
     from jaxmoe.model.load import load_whisper
 
     if checkpoint is not None:
-        raise ValueError(f"--checkpoint={checkpoint}: this version transcribes with bare Whisper only.")
+        return _load_run(Path(checkpoint))
     dims, params, tokenizer = load_whisper(model)
-    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    return System(str(model), Whisper(dims, dtype), params, tokenizer)
+    return Recogniser(str(model), Whisper(dims, jnp.dtype(resolve_dtype("auto"))), params, tokenizer)
+
+
+def _load_run(workdir: Path) -> Recogniser:
+    """The mixture of a run, or its one LoRA where that is all that was trained."""
+    from jaxmoe.checkpoint import load_params
+    from jaxmoe.model.load import load_whisper
+
+    trained = [p for p in ("joint", "baseline") if (workdir / p / "params").is_dir()]
+    if not trained or not (workdir / "config.json").exists():
+        raise ValueError(
+            f"--checkpoint={workdir}: no trained run; expected config.json and joint/params or baseline/params, "
+            "which python -m jaxmoe.launch makes."
+        )
+    config = json.loads((workdir / "config.json").read_text())["config"]
+    fields = dict(config["model"])
+    backbone, _ = fields.pop("backbone"), fields.pop("second")
+    dims, base, tokenizer = load_whisper(backbone)
+    model = make_moe(dims, **fields)
+    if trained[0] == "baseline":
+        model = one_lora(model, config["baseline"]["rank"])
+    params = load_params(workdir / trained[0] / "params", jax.eval_shape(model.init, jax.random.key(0), base))
+    return Adapted(f"{workdir.name}/{trained[0]}", model, base, tokenizer, params, config["embed"]["margin_s"])

@@ -9,11 +9,11 @@ import dataclasses
 import functools
 from pathlib import Path
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from jaxmoe.system import System
-    from jaxmoe.transcription import Transcript
+    from jaxmoe.segments import Transcript
+    from jaxmoe.system import Recogniser
 
 SUFFIXES = frozenset(
     ".wav .flac .mp3 .ogg .oga .opus .m4a .mp4 .aac .aif .aiff .au .caf .wma .webm .mka .mkv .mov .amr .3gp".split()
@@ -21,7 +21,7 @@ SUFFIXES = frozenset(
 FORMATS = ("txt", "srt", "vtt", "json", "all")
 EPILOG = """\
 outputs:
-  clip.wav gives clip.txt, clip.srt, clip.vtt, clip.json in --output_dir; files found in a folder keep their sub-folders.
+  clip.wav gives clip.txt, clip.srt, clip.vtt, clip.json in --output_dir; those of a folder keep their sub-folders.
   With --translate_to=de also clip.de.txt, clip.de.srt, clip.de.vtt; clip.json then holds both languages.
   Inputs that would share an output take their whole names (clip.wav.txt, clip.mp3.txt), and where these are the same
   too, their folders (a/clip.txt, b/clip.txt): no input overwrites another's.
@@ -43,31 +43,57 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("audio", nargs="+", metavar="AUDIO", type=Path,
-                   help="sound files of any rate, or folders, searched through for known suffixes (wav, flac, mp3, ogg, m4a, ...)")  # fmt: skip
-    p.add_argument("--model", metavar="NAME", help="a Whisper by name (tiny.en, base, large-v2, ...), a local folder or a hub id; "
-                   "default: the checkpoint's own, else tiny.en")  # fmt: skip
-    p.add_argument("--checkpoint", metavar="DIR", type=Path, help="a run's workdir: transcribe with its adapters")
-    p.add_argument("--output_dir", "-o", metavar="DIR", type=Path, default=Path("."), help="default: the current folder")
-    p.add_argument("--output_format", "-f", choices=FORMATS, default="all", help="default: all")
-    p.add_argument("--language", metavar="CODE", default="en", help="spoken language of a multilingual model; default: en")
-    p.add_argument("--translate_to", choices=("de",), help="also write a translation")
-    p.add_argument("--mt", choices=("local", "deepl"), default="local",
-                   help="translator: local runs here; deepl sends the text to DeepL (its key in DEEPL_AUTH_KEY); default: local")  # fmt: skip
-    p.add_argument("--beam_size", metavar="N", type=_positive, default=5, help="1 is greedy; default: 5")
-    p.add_argument("--best_of", metavar="N", type=_positive, default=5, help="samples where the search has failed; default: 5")
-    p.add_argument("--temperature", metavar="T", type=float, default=0.0, help="of the first attempt; default: 0")
-    p.add_argument("--temperature_increment_on_fallback", metavar="T", type=float, default=0.2,
-                   help="added after a failed attempt, up to 1; 0 turns fallback off; default: 0.2")  # fmt: skip
-    p.add_argument("--compression_ratio_threshold", metavar="X", type=float, default=2.4, help="above it, an attempt has failed; default: 2.4")  # fmt: skip
-    p.add_argument("--logprob_threshold", metavar="X", type=float, default=-1.0, help="mean log-probability below which an attempt has failed; default: -1")  # fmt: skip
-    p.add_argument("--no_speech_threshold", metavar="X", type=float, default=0.6, help="probability above which text is flagged no_speech; default: 0.6")  # fmt: skip
-    p.add_argument("--condition_on_previous_text", action="store_true",
-                   help="prompt each 30 s with the text before; off because a loop, likelier in disordered speech, would spread")  # fmt: skip
-    p.add_argument("--batch_size", metavar="N", type=_positive, default=8, help="recordings worked on at a time; default: 8")
-    p.add_argument("--skip_existing", action="store_true", help="leave out recordings whose outputs are all there")
-    p.add_argument("--quiet", "-q", action="store_true", help="print errors only")
+    _add_files(p.add_argument_group("files"))
+    _add_recognition(p.add_argument_group("recognition"))
+    _add_translation(p.add_argument_group("translation"))
     return p
+
+
+class _Group(Protocol):
+    def add_argument(self, *names: str, **settings: Any) -> Any: ...
+
+
+def _add_files(group: _Group) -> None:
+    add = group.add_argument
+    known = "wav, flac, mp3, ogg, m4a, ..."
+    add("audio", nargs="+", metavar="AUDIO", type=Path, help=f"sound files, or folders to search through for {known}")
+    add("--output_dir", "-o", metavar="DIR", type=Path, default=Path("."), help="(default: the current folder)")
+    add("--output_format", "-f", choices=FORMATS, default="all", help="(default: %(default)s)")
+    add("--skip_existing", action="store_true", help="leave out recordings whose outputs are all there")
+    add("--quiet", "-q", action="store_true", help="print errors only")
+
+
+def _add_recognition(group: _Group) -> None:
+    def add(name: str, kind: Any, default: Any, text: str, metavar: str = "X") -> None:
+        shown = f"{text} (default: {default})" if default is not None else text
+        group.add_argument(name, type=kind, default=default, help=shown, metavar=metavar)
+
+    named = "a Whisper: tiny.en, base, ..., large-v3, a folder or a hub id (default: the checkpoint's, else tiny.en)"
+    add("--model", str, None, named, "NAME")
+    add("--checkpoint", Path, None, "a run's workdir: use its adapters", "DIR")
+    add("--language", str, "en", "spoken, for multilingual models", "CODE")
+    add("--batch_size", _positive, 8, "recordings worked on at a time", "N")
+    add("--beam_size", _positive, 5, "width of the search; 1 is greedy", "N")
+    add("--best_of", _positive, 5, "samples drawn where the search has failed", "N")
+    add("--temperature", float, 0.0, "of the first attempt", "T")
+    add("--temperature_increment_on_fallback", float, 0.2, "added for the next attempt, up to 1; 0: no other", "T")
+    add("--compression_ratio_threshold", float, 2.4, "a text more repetitive has failed")
+    add("--logprob_threshold", float, -1.0, "a text less likely (mean log-probability of a token) has failed")
+    add("--no_speech_threshold", float, 0.6, "probability of silence above which text is flagged no_speech")
+    group.add_argument(
+        "--condition_on_previous_text",
+        action="store_true",
+        help="prompt each 30 s with the text before; off because loops, common in disordered speech, would spread",
+    )
+
+
+def _add_translation(group: _Group) -> None:
+    add = group.add_argument
+    add("--translate_to", choices=("de",), help="also write a translation")
+    sent = "local runs here; deepl sends the texts to DeepL, its key in DEEPL_AUTH_KEY (default: %(default)s)"
+    add("--mt", choices=("local", "deepl"), default="local", help=sent)
+    model = "qwen2.5-coder-1.5b-instruct"
+    add("--mt_model", metavar="NAME", default=model, help="of the local translator (default: %(default)s)")
 
 
 def _positive(text: str) -> int:
@@ -95,7 +121,7 @@ class Job:
 
 
 def find_inputs(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """(file, sub-folder below the given folder) of all inputs, folders searched through; a file named twice counts once."""
+    """(file, sub-folder below the given folder) of all inputs; a file that is named twice counts once."""
     found: dict[Path, tuple[Path, Path]] = {}
     for path in paths:
         if path.is_dir():
@@ -123,7 +149,7 @@ class Output:
     def __init__(self, args: argparse.Namespace, model: str, say: Callable[[str], None]) -> None:
         self.formats = FORMATS[:-1] if args.output_format == "all" else (args.output_format,)
         self.target, self.model, self.say = args.translate_to, model, say
-        self.translator = _translator(args.mt) if args.translate_to else None
+        self.translator = _translator(args) if args.translate_to else None
 
     def write(self, job: Job, transcript: "Transcript", show: bool) -> None:
         """Writes a transcript, then its translation: a translator's failure costs no transcript."""
@@ -156,7 +182,8 @@ class Output:
         if show:
             for cue in cues:
                 self.say(_line(cue))
-        rows = [{"start": c.start, "end": c.end, "source": s.text, "text": c.text} for s, c in zip(sources, cues, strict=True)]
+        pairs = zip(sources, cues, strict=True)
+        rows = [{"start": c.start, "end": c.end, "source": s.text, "text": c.text} for s, c in pairs]
         return {self.target: {"translator": self.translator.name, "text": " ".join(texts), "sentences": rows}}
 
     def _write_texts(self, job: Job, cues: Sequence[Any], infix: str) -> None:
@@ -180,11 +207,12 @@ def _line(cue: Any) -> str:
     return f"[{start} --> {end}] {cue.text}"
 
 
-def _translator(engine: str) -> Any:
+def _translator(args: argparse.Namespace) -> Any:
     from jaxmoe import mt, weights
 
-    chosen = {"engine": engine, "acknowledge_privacy": True} if engine == "deepl" else {"engine": engine}
-    return mt.make(**chosen, cache_path=weights.cache_folder() / "mt.sqlite")
+    # Whoever asks for DeepL by name has read in --help that texts are sent there.
+    cache = weights.cache_folder() / "mt.sqlite"
+    return mt.make(args.mt, args.mt_model, acknowledge_privacy=args.mt == "deepl", cache_path=cache)
 
 
 def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
@@ -198,7 +226,7 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     from jaxmoe.system import load_system
     from jaxmoe.transcription import TranscribeOptions, transcribe
 
-    system: System = load_system(args.model or "tiny.en", args.checkpoint)
+    system: Recogniser = load_system(args.model or "tiny.en", args.checkpoint)
     options = TranscribeOptions(
         language=args.language,
         beam_size=args.beam_size,
@@ -211,7 +239,7 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
         batch_size=min(args.batch_size, len(jobs)),
     )
     system.tokenizer.sot_sequence(options.language)  # a language the model lacks fails here, before any work
-    say = lambda text: args.quiet or tqdm.write(text, file=sys.stdout)  # noqa: E731
+    say = lambda text: args.quiet or tqdm.write(text, file=sys.stdout)
     complain = functools.partial(tqdm.write, file=sys.stderr)
     output = Output(args, system.name, say)
     failed = 0

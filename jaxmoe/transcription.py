@@ -7,21 +7,17 @@ Source of the window and fallback rules: transcribe() of openai/whisper, whisper
 
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
-import re
 from typing import Any, NamedTuple
-import zlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxmoe.data.audio import HOP_LENGTH, N_FRAMES, N_SAMPLES, SAMPLE_RATE, pad_or_trim
-from jaxmoe.data.text import SECONDS_PER_TIMESTAMP, Tokenizer
+from jaxmoe.data.text import Tokenizer
 from jaxmoe.model.decode import DecodingOptions, DecodingResult, decode
-from jaxmoe.system import System
-
-FRAMES_PER_SECOND = SAMPLE_RATE // HOP_LENGTH  # 100
-FRAMES_PER_TIMESTAMP = round(SECONDS_PER_TIMESTAMP * FRAMES_PER_SECOND)  # 2
-SHORTEST_STEP = FRAMES_PER_SECOND  # a window that would move by less moves past its whole content
+from jaxmoe.segments import FRAMES_PER_SECOND, Segment, Transcript, compression_ratio, repeats, split
+from jaxmoe.system import Recogniser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,37 +46,6 @@ class TranscribeOptions:
     condition_on_previous_text: bool = False
     batch_size: int = 8
     seed: int = 0
-
-
-@dataclasses.dataclass
-class Segment:
-    """A stretch of speech; times in seconds from the start of the recording.
-
-    Args:
-      flags: doubts about it: "repetition", "low_confidence", "no_speech".
-    """
-
-    start: float
-    end: float
-    text: str
-    tokens: list[int]
-    seek: int  # where its window starts, in frames of 10 ms
-    temperature: float
-    avg_logprob: float
-    compression_ratio: float
-    no_speech_prob: float
-    flags: list[str]
-
-
-@dataclasses.dataclass
-class Transcript:
-    """All of a recording; `flags` are those of any of its segments."""
-
-    text: str
-    segments: list[Segment]
-    language: str
-    duration_s: float
-    flags: list[str]
 
 
 class Progress(NamedTuple):
@@ -123,7 +88,7 @@ class _Job:
 
 
 def transcribe(
-    system: System, sources: Iterable[Callable[[], np.ndarray]], options: TranscribeOptions
+    system: Recogniser, sources: Iterable[Callable[[], np.ndarray]], options: TranscribeOptions
 ) -> Iterator[Progress]:
     """Transcribes recordings, up to `batch_size` at a time, and reports after every window.
 
@@ -165,70 +130,120 @@ def _transcript(job: _Job, language: str) -> Transcript:
     )
 
 
-def _decode_windows(system: System, jobs: list[_Job], options: TranscribeOptions) -> list[_Window]:
-    """The next window of every job, with fallback."""
+def _decode_windows(system: Recogniser, jobs: list[_Job], options: TranscribeOptions) -> list[_Window]:
+    """The next window of every job."""
     sound = [job.window() for job in jobs]
-    rows = 1 << (len(jobs) - 1).bit_length()  # as decode pads: few programs to compile
-    samples = np.stack([pad_or_trim(x) for x in sound + sound[:1] * (rows - len(jobs))])
-    lengths = np.array([len(x) for x in sound + sound[:1] * (rows - len(jobs))])
+    fill = sound[:1] * ((1 << (len(jobs) - 1).bit_length()) - len(jobs))  # as decode pads: few programs to compile
+    samples = np.stack([pad_or_trim(x) for x in sound + fill])
+    lengths = np.array([len(x) for x in sound + fill])
     latents, embedding = system.encode(system.log_mel(samples), lengths)
-    columns, scales = system.adapt(embedding)
-    prompt, mask = _prompts(jobs, system, options)
+    mask = system.cross_mask(lengths)
+    windows: dict[int, _Window] = {}
+    for timestamps in (True, False):
+        at = [i for i, job in enumerate(jobs) if timestamps == (system.short_timestamps or job.frames > N_FRAMES)]
+        if at:
+            rows = np.array(at)
+            prompt, token_mask = _prompts([jobs[i] for i in at], system, options, timestamps)
+            inputs = _Inputs(latents[rows], embedding[rows], None if mask is None else mask[rows], prompt, token_mask)
+            found = _search(system, inputs, np.array([jobs[i].seek for i in at]), timestamps, options)
+            windows.update(zip(at, found, strict=True))
+    return [windows[i] for i in range(len(jobs))]
 
-    found: list[list[_Window]] = [[] for _ in jobs]
-    todo = list(range(len(jobs)))
+
+def decode_latents(
+    system: Recogniser,
+    latents: np.ndarray | jax.Array,
+    mask: np.ndarray | None,
+    embedding: np.ndarray | jax.Array,
+    options: TranscribeOptions,
+) -> list[dict[str, Any]]:
+    """Texts of utterances whose latents [B, S, D] are kept, with fallback, without timestamps.
+
+    Args:
+      mask: [B, S], the positions that may be attended to; None for all.
+      embedding: [B, D], what the gate reads.
+
+    Returns:
+      {"hypothesis", "avg_logprob", "compression_ratio", "flags"} of each.
+    """
+    start = system.tokenizer.sot_sequence(options.language, options.task)
+    prompt = np.tile(np.array(start, np.int32), (len(latents), 1))
+    inputs = _Inputs(jnp.asarray(latents), embedding, mask, prompt, np.ones(prompt.shape, bool))
+    windows = _search(system, inputs, np.zeros(len(latents), int), False, options)
+    texts = [system.tokenizer.decode(w.tokens) for w in windows]
+    return [
+        {
+            "hypothesis": text.strip(),
+            "avg_logprob": window.avg_logprob,
+            "compression_ratio": window.compression_ratio,
+            "flags": _flags(window, text, options),
+        }
+        for window, text in zip(windows, texts, strict=True)
+    ]
+
+
+class _Inputs(NamedTuple):
+    """What a search reads of a batch."""
+
+    latents: jax.Array  # [B, S, D]
+    embedding: np.ndarray | jax.Array  # [B, D]
+    cross_mask: np.ndarray | None  # [B, S]
+    prompt: np.ndarray  # [B, P]
+    token_mask: np.ndarray  # [B, P]
+
+
+def _search(
+    system: Recogniser, inputs: _Inputs, seeks: np.ndarray, timestamps: bool, options: TranscribeOptions
+) -> list[_Window]:
+    """Decodes at the first temperature, then what has failed at the next, and so on."""
+    columns, scales = system.adapt(inputs.embedding)
+    found: list[list[_Window]] = [[] for _ in seeks]
+    todo = np.arange(len(seeks))
     for attempt, temperature in enumerate(options.temperatures):
-        at = np.array(todo)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.key(options.seed),
-            np.array([jobs[i].seek * len(options.temperatures) + attempt for i in todo]),
-        )
+        take = lambda x: None if x is None else x[todo]  # noqa: B023  used in this turn only
+        key = jax.random.key(options.seed)
+        keys = [jax.random.fold_in(key, int(s) * len(options.temperatures) + attempt) for s in seeks[todo]]
         result = decode(
             system.model,
             system.params,
-            latents[at],
-            prompt=prompt[at],
-            token_mask=mask[at],
+            take(inputs.latents),
+            prompt=take(inputs.prompt),
+            token_mask=take(inputs.token_mask),
             tokenizer=system.tokenizer,
             options=DecodingOptions(
                 beam_size=options.beam_size,
                 best_of=options.best_of,
                 temperature=temperature,
-                timestamps=True,
+                timestamps=timestamps,
                 length_penalty=options.length_penalty,
             ),
             columns=columns,
-            scales=None if scales is None else scales[at],
-            key=keys,
+            scales=take(scales),
+            cross_mask=take(inputs.cross_mask),
+            key=jnp.stack(keys) if temperature > 0 else None,
         )
         for k, i in enumerate(todo):
             found[i].append(_window(result, k, temperature, system.tokenizer))
-        todo = [i for i in todo if _needs_fallback(found[i][-1], options)]
-        if not todo:
+        todo = np.array([i for i in todo if _needs_fallback(found[i][-1], options)], int)
+        if not len(todo):
             break
     return [_best(windows, options) for windows in found]
 
 
 def _prompts(
-    jobs: list[_Job], system: System, options: TranscribeOptions
+    jobs: list[_Job], system: Recogniser, options: TranscribeOptions, timestamps: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Start tokens [B, P], padded on the left, and where they are no padding."""
     tokenizer = system.tokenizer
-    start = tokenizer.sot_sequence(options.language, options.task, timestamps=True)
+    start = tokenizer.sot_sequence(options.language, options.task, timestamps=timestamps)
     prompts = [list(start) for _ in jobs]
     length = len(start)
-    if options.condition_on_previous_text:
+    if options.condition_on_previous_text and timestamps:
         keep = system.model.dims.n_text_ctx // 2 - 1
         length += keep + 1  # the same for all windows, so that one program serves
         prompts = [[tokenizer.sot_prev, *job.context[-keep:], *start] if job.context else list(start) for job in jobs]
     ids = np.array([[tokenizer.eot] * (length - len(p)) + p for p in prompts], np.int32)
     return ids, np.array([[False] * (length - len(p)) + [True] * len(p) for p in prompts])
-
-
-def compression_ratio(text: str) -> float:
-    """Bytes of the text over bytes of it compressed by zlib; above 2.4 it repeats itself (openai/whisper)."""
-    data = text.encode("utf-8")
-    return len(data) / len(zlib.compress(data))
 
 
 def _window(result: DecodingResult, row: int, temperature: float, tokenizer: Tokenizer) -> _Window:
@@ -257,18 +272,6 @@ def _best(windows: list[_Window], options: TranscribeOptions) -> _Window:
         return windows[-1]
     calm = [w for w in windows if w.compression_ratio <= options.compression_ratio_threshold]
     return max(calm or windows, key=lambda w: w.avg_logprob)
-
-
-def repeats(text: str, times: int = 4, words: int = 8) -> bool:
-    """Whether a phrase of up to 10 words stands `times` times in a row and fills at least `words` words."""
-    said = re.findall(r"\w+", text.lower())
-    for n in range(1, 11):
-        run = n
-        for i in range(n, len(said)):
-            run = run + 1 if said[i] == said[i - n] else n
-            if run >= max(times * n, words):
-                return True
-    return False
 
 
 def _flags(window: _Window, text: str, options: TranscribeOptions) -> list[str]:
@@ -308,43 +311,3 @@ def _advance(job: _Job, window: _Window, tokenizer: Tokenizer, options: Transcri
     if window.temperature > 0.5:  # a text drawn that hot would mislead the next window
         job.context.clear()
     job.seek += step
-
-
-def split(
-    tokens: list[int], tokenizer: Tokenizer, content: int
-) -> tuple[list[tuple[float, float, list[int]]], int]:
-    """Cuts a window's tokens at pairs of timestamps.
-
-    Args:
-      content: frames of the window that hold sound.
-
-    Returns:
-      (start_s, end_s, tokens) of each segment, times from the window's start and within its content; and the frames to
-      move on by: to the last pair, whose later half begins an unfinished segment; by all of the content where the text
-      ends with one timestamp (no speech follows) or has no pair at all.
-    """
-    begin = tokenizer.timestamp_begin
-    stamp = [t >= begin for t in tokens]
-    cuts = [i for i in range(1, len(tokens)) if stamp[i - 1] and stamp[i]]
-    seconds = lambda t: min((t - begin) * SECONDS_PER_TIMESTAMP, content / FRAMES_PER_SECOND)  # noqa: E731
-    pieces: list[tuple[float, float, list[int]]] = []
-    step = content
-    ends_closed = stamp[-2:] == [False, True]
-    if cuts and not ends_closed:
-        to = (tokens[cuts[-1] - 1] - begin) * FRAMES_PER_TIMESTAMP
-        if SHORTEST_STEP <= to < content:
-            step = to
-    for first, last in zip([0, *cuts], [*cuts, len(tokens)], strict=True):
-        piece = tokens[first:last]
-        if step < content and last == len(tokens):
-            break  # unfinished: the next window starts with it
-        if piece:
-            start = seconds(piece[0]) if piece[0] >= begin else 0.0
-            end = seconds(piece[-1]) if piece[-1] > begin and len(piece) > 1 else content / FRAMES_PER_SECOND
-            pieces.append((start, max(start, end), piece))
-    return pieces, step
-
-
-def segment_dict(segment: Segment, number: int) -> dict[str, Any]:
-    """A segment as JSON, with openai/whisper's names."""
-    return {"id": number, **dataclasses.asdict(segment)}

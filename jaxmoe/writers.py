@@ -8,7 +8,7 @@ from pathlib import Path
 import tempfile
 from typing import Any
 
-from jaxmoe.transcription import Transcript, segment_dict
+from jaxmoe.segments import Transcript, segment_dict
 
 FORMATS = ("txt", "srt", "vtt", "json")
 
@@ -117,7 +117,7 @@ def output_stems(inputs: Sequence[tuple[Path, Path]], suffixes: Iterable[str]) -
 
     An input takes its stem (clip.wav -> clip), below the sub-folder in which it was found. Inputs that would share an
     output take their whole names (clip.wav, clip.mp3 -> clip.wav, clip.mp3), then a stem below more and more of
-    their folders (a/clip.wav, b/clip.wav -> a/clip, b/clip). Letter case does not tell names apart: some disks ignore it.
+    their folders (a/clip.wav, b/clip.wav -> a/clip, b/clip). Case does not tell names apart: some disks ignore it.
 
     Args:
       inputs: (path, sub-folder relative to the folder that was given) with distinct resolved paths.

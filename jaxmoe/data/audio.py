@@ -131,16 +131,23 @@ def log_mel_spectrogram(samples: jax.Array, n_mels: int) -> jax.Array:
             f"samples are {samples.dtype}{list(samples.shape)}, expected floats [B, n] with n > {N_FFT // 2}; "
             "pad short ones (pad_or_trim) and divide int16 by 32768."
         )
+    one = functools.partial(_log_mel, n_mels=n_mels)
+    # One at a time, the frames stay in a CPU's caches: five times as fast for 8 items. Elsewhere a batch may be sharded.
+    by_item = functools.partial(jax.lax.map, one)
+    return jax.lax.platform_dependent(samples.astype(jnp.float32), cpu=by_item, default=jax.vmap(one))
+
+
+def _log_mel(samples: jax.Array, n_mels: int) -> jax.Array:
+    """log_mel_spectrogram of one item: float32 [n] -> [M, N]."""
     window = jnp.asarray(np.hanning(N_FFT + 1)[:-1], jnp.float32)  # periodic
-    padded = jnp.pad(samples.astype(jnp.float32), [(0, 0), (N_FFT // 2,) * 2], mode="reflect")
-    starts = HOP_LENGTH * np.arange(samples.shape[1] // HOP_LENGTH)  # the last frame, centred on the end, is left out
-    frames = padded[:, starts[:, None] + np.arange(N_FFT)]  # [B, N, 400]
-    spectrum = jnp.fft.rfft(frames * window[None, None])  # [B, N, 201]
+    padded = jnp.pad(samples, N_FFT // 2, mode="reflect")
+    starts = HOP_LENGTH * np.arange(len(samples) // HOP_LENGTH)  # the last frame, centred on the end, is left out
+    frames = padded[starts[:, None] + np.arange(N_FFT)]  # [N, 400]
+    spectrum = jnp.fft.rfft(frames * window[None])  # [N, 201]
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
-    mel = jnp.matmul(power, mel_filters(n_mels).T[None], precision="highest")  # [B, N, M]
+    mel = jnp.matmul(power, mel_filters(n_mels).T, precision="highest")  # [N, M]
     x = jnp.log10(jnp.maximum(mel, 1e-10))
-    x = jnp.maximum(x, x.max(axis=(1, 2), keepdims=True) - 8.0)
-    return ((x + 4.0) / 4.0).swapaxes(1, 2)
+    return ((jnp.maximum(x, x.max() - 8.0) + 4.0) / 4.0).T
 
 
 @functools.lru_cache

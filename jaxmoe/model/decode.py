@@ -125,8 +125,13 @@ def _variables(context: _Context) -> dict[str, Any]:
 
 @functools.partial(jax.jit, static_argnames=("search", "sot_index", "no_speech"))
 def _start(
-    search: _Search, context: _Context, latents: jax.Array, prompt: jax.Array, live: jax.Array,
-    sot_index: int, no_speech: int,
+    search: _Search,
+    context: _Context,
+    latents: jax.Array,
+    prompt: jax.Array,
+    live: jax.Array,
+    sot_index: int,
+    no_speech: int,
 ) -> tuple[_Context, _State, jax.Array]:
     """Reads the latents [B, S, D] and the prompt [B, P]; rows where `live` [B] is False are padding."""
     b, p, g, t = *prompt.shape, search.group, search.max_tokens

@@ -51,9 +51,7 @@ class StepBlock(DecoderBlock):
         h = self.mlp1(self.mlp_ln(x), scales)
         return x + self.mlp2(jax.nn.gelu(h, approximate=False), scales), {"k": k, "v": v}
 
-    def _cross(
-        self, h: jax.Array, cross: CrossByHead, mask: jax.Array | None, scales: jax.Array | None
-    ) -> jax.Array:
+    def _cross(self, h: jax.Array, cross: CrossByHead, mask: jax.Array | None, scales: jax.Array | None) -> jax.Array:
         b, g, d = h.shape
         heads, width = cross.v.shape[1], cross.v.shape[3]
         q = self.cross_attn.query(h, scales).reshape(b, g, heads, width) * width**-0.5

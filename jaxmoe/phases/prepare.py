@@ -20,8 +20,10 @@ import hashlib
 import itertools
 import json
 import multiprocessing
+import os
 from pathlib import Path
 import shutil
+import threading
 from typing import Any
 import zlib
 
@@ -183,7 +185,7 @@ def _store(
         if num_workers > 1:
             # Spawned, not forked: the parent may hold JAX's threads.
             context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(num_workers, context))
+            pool = stack.enter_context(ProcessPoolExecutor(num_workers, context, initializer=_end_with_parent))
 
         def refuse(recording: Recording, rejection: Rejection) -> None:
             row = {"id": recording.id, "source": recording.source, **asdict(rejection)}
@@ -270,6 +272,18 @@ def _row(r: Recording, audio: np.ndarray, pretrain: set[str], counts: _Counts) -
 
 def _hash(seed: int, text: str) -> int:
     return zlib.crc32(f"{seed}/{text}".encode())
+
+
+def _end_with_parent() -> None:
+    """Ends this worker when the run is killed: it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "called in a worker only"
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:

@@ -20,7 +20,7 @@ from jaxmoe.report.scores import Scores, score_systems
 
 # Second comparisons beside those with the baseline: what an addition brings over what it was added to.
 PAIRS = (("moe", "lora"), ("moe-custom-mt", "moe"), ("moe-risk", "moe"), ("salmonn-tuned", "salmonn"))
-GROUPS = ("etiology", "severity", "prompt", "sex", "language", "channel", "length")
+GROUPS = ("etiology", "severity", "prompt", "sex", "language", "source", "channel", "length")
 ALWAYS = ("etiology", "severity", "prompt")  # kept even when every utterance has the same value
 SMALL_GROUP = 5  # speakers: below it an interval over speakers says little, and the page marks the group
 LENGTHS = ((5.0, "under 5 s"), (10.0, "5 to 10 s"), (30.0, "10 to 30 s"), (math.inf, "over 30 s"))
@@ -85,6 +85,7 @@ def group_values(utterances: Utterances) -> dict[str, np.ndarray]:
     columns: dict[str, Sequence[str]] = {
         name: utterances[name] for name in ("etiology", "severity", "sex", "language", "channel")
     }
+    columns["source"] = ["simulated" if simulated else "recorded" for simulated in utterances["simulated"]]
     columns["prompt"] = ["seen" if seen else "unseen" for seen in utterances["prompt_seen"]]
     columns["length"] = [
         next(name for limit, name in LENGTHS if duration <= limit) for duration in utterances["duration_s"]

@@ -19,6 +19,7 @@ DIMENSIONS = {
     "prompt": "Prompt in the training data",
     "sex": "Sex",
     "language": "Language background",
+    "source": "Simulated or recorded",
     "channel": "Recording channel",
     "length": "Length of the recording",
 }

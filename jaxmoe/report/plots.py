@@ -7,7 +7,10 @@ from pathlib import Path
 import re
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from jaxmoe.report.read import read_json, read_jsonl
+from jaxmoe.report.routing import entropy
 from jaxmoe.report.summary import label
 
 if TYPE_CHECKING:
@@ -131,11 +134,21 @@ def cluster_maps(workdir: Path) -> list[dict[str, str]]:
     ]
 
 
+def _effective_experts(row: dict[str, Any]) -> float | None:
+    """What a training step logged of it: the number itself, or the usage that it follows from."""
+    if isinstance(row.get("effective_experts"), int | float):
+        return float(row["effective_experts"])
+    usage = row.get("usage")
+    if isinstance(usage, list) and usage and sum(usage) > 0:
+        return float(np.exp(entropy(np.array(usage, dtype=np.float64) / sum(usage))))
+    return None
+
+
 def training_curves(workdir: Path) -> list[dict[str, str]]:
     """Loss over steps for every WORKDIR/<phase>/metrics.jsonl: [{"title", "picture"}]."""
     out = []
     for path in sorted(workdir.glob("*/metrics.jsonl")):
-        rows = [r for _, r in read_jsonl(path) if isinstance(r.get("loss"), int | float)]
+        rows = [r for _, r in read_jsonl(path, growing=True) if isinstance(r.get("loss"), int | float)]
         if len(rows) < 2:
             continue
         phase = path.parent.name
@@ -144,12 +157,11 @@ def training_curves(workdir: Path) -> list[dict[str, str]]:
         axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=COLOURS[0], linewidth=1.6)
         axes.set_xlabel("step")
         axes.set_ylabel("loss")
-        alive = [r for r in rows if isinstance(r.get("effective_experts"), int | float)]
+        alive = [(r["step"], experts) for r in rows if (experts := _effective_experts(r)) is not None]
         if len(alive) > 1:
             twin = axes.twinx()
             twin.plot(
-                [r["step"] for r in alive],
-                [r["effective_experts"] for r in alive],
+                *zip(*alive, strict=True),
                 color=COLOURS[1],
                 linestyle="--",
                 linewidth=1.4,

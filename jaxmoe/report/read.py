@@ -94,8 +94,8 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line numbers and objects of a JSON-lines file.
+def read_jsonl(path: Path, growing: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line numbers and objects of a JSON-lines file; of a `growing` one a cut last line is left out.
 
     Raises: ValueError naming file and line of one that is cut off or broken.
     """
@@ -106,6 +106,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
+                if growing and not line.endswith("\n"):
+                    return
                 what = "not valid JSON" if line.endswith("\n") else "the line is cut off"
                 raise ValueError(
                     f"{path}, line {number}: {what} ({error.msg} at column {error.colno}); expected one JSON object a"
@@ -118,6 +120,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _read_hypotheses(path: Path, pool: dict[tuple[Any, ...], tuple[Any, ...]]) -> _File:
     """`pool` lets the systems' rows share what is equal in all of them: most of the memory."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing, but system.json beside it says 'run'; run evaluate again.")
     rows: dict[str, _Row] = {}
     for number, row in read_jsonl(path):
         _check_fields(path, number, row)

@@ -85,7 +85,8 @@ def score_systems(utterances: Utterances, runs: list[SystemRun], regime: str) ->
                 found = wer.score(utterances["reference"], run.hypotheses, name)
                 regimes[name] = {"wer": found.wer, "cer": found.cer}
                 counts = found if name == regime else counts
-        out[run.key] = Scores(counts, *translations.get(run.key, (None, None)), regimes)
+        bleu_table, chrf_table = translations.get(run.key, (None, None))
+        out[run.key] = Scores(counts, bleu_table, chrf_table, regimes)
     return out
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import av
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -158,6 +159,12 @@ def test_the_floor_is_of_each_item():
     together = audio.log_mel_spectrogram(jnp.asarray(np.stack([loud, quiet])), 80)
     alone = audio.log_mel_spectrogram(jnp.asarray(quiet[None]), 80)
     np.testing.assert_allclose(together[1], alone[0], atol=1e-6)
+
+
+def test_the_path_of_accelerators_is_the_same():
+    x = jnp.asarray(np.stack([audio.load_audio(JFK)[:48000], audio.load_audio(JFK)[48000:96000]]))
+    vectorised = jax.vmap(lambda item: audio._log_mel(item, 80))(x)
+    np.testing.assert_allclose(vectorised, audio.log_mel_spectrogram(x, 80), atol=1e-6)
 
 
 def test_samples_must_be_a_batch_of_floats():

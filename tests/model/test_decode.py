@@ -169,7 +169,8 @@ def test_columns_scales_and_cross_mask_act_as_in_training(case):
         for row in range(ROWS):
             total = 0.0
             for n in range(len(got.tokens[row]) + 1):
-                x = plain_rules(case.logits(row, [*PROMPT, *got.tokens[row][:n]], **inputs), got.tokens[row][:n], Ids(), False)
+                said = got.tokens[row][:n]
+                x = plain_rules(case.logits(row, [*PROMPT, *said], **inputs), said, Ids(), False)
                 if n < 12:
                     total += log_softmax(x)[[*got.tokens[row], Ids.eot][n]]
             np.testing.assert_allclose(got.sum_logprob[row], total, rtol=1e-3)

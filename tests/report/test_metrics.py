@@ -167,6 +167,12 @@ def test_truncated_file_is_named(run: Path):
         build(run)
 
 
+def test_missing_file_is_named(run: Path):
+    (run / "eval" / "lora" / "hypotheses.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"lora/hypotheses\.jsonl is missing, but system\.json"):
+        build(run)
+
+
 def test_fewer_lines_than_promised(run: Path):
     path = run / "eval" / "moe" / "hypotheses.jsonl"
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-3]))

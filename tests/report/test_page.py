@@ -14,6 +14,7 @@ from jaxmoe.phases import report
 from jaxmoe.report import __main__ as command
 from jaxmoe.report import summary
 from jaxmoe.report.page import ink, marked, render, shade
+from jaxmoe.report.plots import training_curves
 from jaxmoe.report.table import text_table
 from jaxmoe.report.write import write_report
 
@@ -173,6 +174,14 @@ def test_page_without_clusters_routing_training_or_moe(run: Path):
     assert metrics["routing"] is None and metrics["clusters"] is None
     assert metrics["focus"] == "whisper-v3"
     assert "Use of the experts" not in (run / "report" / "index.html").read_text()
+
+
+def test_training_logs_may_be_cut_and_may_log_usage(run: Path):
+    path = run / "joint" / "metrics.jsonl"
+    rows = [{"step": s, "loss": 1.0, "usage": [0.5, 0.5, 0.0]} for s in range(3)]
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"step": 3, "lo')
+    assert training_curves(run)[-1]["title"] == "joint"
+    assert "effective experts" in training_curves(run)[-1]["picture"]
 
 
 def test_page_with_only_the_baseline(run: Path):

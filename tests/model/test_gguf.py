@@ -1,0 +1,144 @@
+"""GGUF files: header, dequantisation, tokenizer, strict names."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxmoe import weights
+from jaxmoe.model.load import gguf, hf_llm
+from tests.model import tiny_qwen2
+
+pytest.importorskip("torch")
+
+TEXTS = [
+    "The quick brown fox isn't here.",
+    "  leading and trailing  ",
+    "numbers 1234567 and 3.14",
+    "Grüße aus Köln, 日本語, e\u0301 composed, 𝄞",
+    "line\nbreaks\r\n\n and\ttabs",
+    "it'S DON'T we'll I'd",
+    "",
+    "…—“quoted” 'single' #hash @at",
+]
+
+
+@pytest.fixture(scope="module")
+def made():
+    return tiny_qwen2.model()
+
+
+@pytest.fixture(scope="module")
+def path(made, tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    tiny_qwen2.write_gguf(made, path)
+    return path
+
+
+@pytest.mark.parametrize("stack", [False, True])
+def test_same_tree_as_from_hugging_face(made, path, tmp_path, stack):
+    tiny_qwen2.write_folder(made, tmp_path)
+    expected_dims, expected = hf_llm.load(tmp_path, stack)
+    dims, params, _ = gguf.load(path, stack)
+    assert dims == expected_dims
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+def test_tied_embeddings(tmp_path):
+    tiny_qwen2.write_gguf(tiny_qwen2.model(tied=True), tmp_path / "tied.gguf")
+    dims, params, _ = gguf.load(tmp_path / "tied.gguf")
+    assert dims.tied and "output" not in params
+
+
+def test_quantised_tensors_are_those_of_the_gguf_package(made, tmp_path):
+    from gguf import GGMLQuantizationType, GGUFReader
+    from gguf.quants import dequantize
+
+    kinds = {
+        "ffn_gate": GGMLQuantizationType.Q8_0,
+        "ffn_down": GGMLQuantizationType.Q4_0,
+        "token_embd": GGMLQuantizationType.F16,
+    }
+    tiny_qwen2.write_gguf(made, tmp_path / "q.gguf", kinds)
+    file = gguf.File(tmp_path / "q.gguf")
+    seen = set()
+    for tensor in GGUFReader(tmp_path / "q.gguf").tensors:
+        seen.add(tensor.tensor_type)
+        expected = dequantize(tensor.data, tensor.tensor_type)
+        np.testing.assert_array_equal(file.read(tensor.name), expected)
+        if expected.ndim == 2:
+            np.testing.assert_array_equal(file.read(tensor.name, transpose=True), expected.T)
+    assert seen >= set(kinds.values())
+
+
+def test_blocks_of_rows_make_no_difference(path, monkeypatch):
+    file = gguf.File(path)
+    whole = file.read("token_embd.weight", transpose=True)
+    monkeypatch.setattr(gguf, "_BLOCK", 7 * 64)
+    np.testing.assert_array_equal(file.read("token_embd.weight", transpose=True), whole)
+
+
+def test_metadata_is_that_of_the_gguf_package(path):
+    from gguf import GGUFReader
+
+    ours = gguf.File(path).metadata
+    for name, field in GGUFReader(path).fields.items():
+        if name.startswith("GGUF."):
+            continue
+        expected = field.contents()
+        found = ours[name]
+        assert (found.tolist() if isinstance(found, np.ndarray) else found) == expected, name
+    assert ours["test.flag"] is True
+
+
+def test_tokenizer(path):
+    made = gguf.tokenizer(gguf.File(path))
+    expected = tiny_qwen2.tokenizer()
+    for text in [*TEXTS, "<|im_start|>user\nfox<|im_end|>\n"]:
+        ids = made.encode(text).ids
+        assert ids == expected.encode(text).ids
+        assert made.decode(ids) == expected.decode(ids)
+    assert made.token_to_id("<|im_end|>") in made.encode("fox<|im_end|>").ids
+    assert made.token_to_id("[PAD400]") is None
+
+
+def test_missing_tensor_is_named(made, tmp_path):
+    tiny_qwen2.write_gguf(made, tmp_path / "a.gguf", leave_out="blk.1.ffn_up.weight")
+    with pytest.raises(ValueError, match=r"- blk\.1\.ffn_up\.weight"):
+        gguf.load(tmp_path / "a.gguf")
+
+
+def test_foreign_and_damaged_files(made, path, tmp_path):
+    foreign = tmp_path / "foreign.gguf"
+    foreign.write_bytes(b"PK\3\4 and so on")
+    with pytest.raises(ValueError, match="is no GGUF file"):
+        gguf.File(foreign)
+    raw = path.read_bytes()
+    foreign.write_bytes(raw[:4] + b"\1\0\0\0" + raw[8:])
+    with pytest.raises(ValueError, match="version 1"):
+        gguf.File(foreign)
+    for length in (9, 30, 100, 2000):
+        foreign.write_bytes(raw[:length])
+        with pytest.raises(ValueError, match="ends inside its header"):
+            gguf.File(foreign)
+    foreign.write_bytes(raw[:-100])
+    with pytest.raises(ValueError, match="copy it again"):
+        gguf.load(foreign)
+    foreign.write_bytes(raw.replace(b"qwen2", b"llama"))
+    with pytest.raises(ValueError, match="architecture is 'llama'"):
+        gguf.load(foreign)
+    tiny_qwen2.write_gguf(made, foreign, metadata={"pre": "mystery"})
+    with pytest.raises(ValueError, match="split 'mystery'"):
+        gguf.load(foreign)
+
+
+def test_real_tokenizer_equals_transformers():
+    folder = weights.cache_folder() / "qwen2.5-coder-1.5b-instruct"
+    files = sorted(folder.glob("*.gguf"))
+    if not files:
+        pytest.skip("qwen2.5-coder-1.5b-instruct (1.1 GB) is not in the cache of weights")
+    from transformers import AutoTokenizer
+
+    expected = AutoTokenizer.from_pretrained(folder, gguf_file=files[0].name)
+    made = gguf.tokenizer(gguf.File(files[0]))
+    for text in [*TEXTS, "<|im_start|>user\nfox<|im_end|>\n"]:
+        assert made.encode(text).ids == expected(text).input_ids, text

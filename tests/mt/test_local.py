@@ -1,0 +1,165 @@
+"""The local translator on a random small model, and its prompt."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxmoe import mt, weights
+from jaxmoe.mt import local
+from tests.model import tiny_qwen2
+
+pytest.importorskip("torch")
+ROOT = Path(__file__).parents[2]
+TEXTS = [
+    "The fox is lazy.",
+    "Please answer the telephone.",
+    "Dog.",
+    "It's the quick brown dog that jumps over the lazy fox, isn't it?",
+    "Please jump.",
+    "Brown over lazy over brown.",
+]
+
+
+@pytest.fixture(scope="module")
+def made():
+    return tiny_qwen2.model()
+
+
+@pytest.fixture(scope="module")
+def path(made, tmp_path_factory):
+    path = tmp_path_factory.mktemp("mt") / "tiny.gguf"
+    tiny_qwen2.write_gguf(made, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def expected(made):
+    """What transformers' generate says to each prompt alone."""
+    import torch
+
+    tokenizer = tiny_qwen2.tokenizer()
+    vocabulary = tokenizer.get_vocab()
+    stops = [i for token, i in vocabulary.items() if token in local.STOPS or token.startswith("Ċ")]
+    answers = {}
+    for text in TEXTS:
+        prompt = tokenizer.encode(local.BEFORE).ids + tokenizer.encode(text).ids + tokenizer.encode(local.AFTER).ids
+        limit = 2 * len(tokenizer.encode(text).ids) + 10
+        out = made.generate(
+            torch.tensor([prompt]), do_sample=False, max_new_tokens=limit, eos_token_id=stops, pad_token_id=0
+        )[0, len(prompt) :].tolist()
+        answers[text] = local.clean(tokenizer.decode([i for i in out if i not in stops]), text)
+    return answers
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 6])
+def test_equals_transformers_one_by_one(path, expected, batch_size):
+    translator = mt.make("local", str(path), batch_size=batch_size)
+    assert translator.translate(TEXTS) == [expected[text] for text in TEXTS]
+    assert len(set(expected.values())) > 3  # a constant answer would prove nothing
+
+
+def test_hugging_face_folder(made, expected, tmp_path):
+    tiny_qwen2.write_folder(made, tmp_path)
+    translator = mt.make("local", str(tmp_path))
+    assert translator.translate(TEXTS[:2]) == [expected[text] for text in TEXTS[:2]]
+
+
+def test_empty_texts_and_cached_ones_do_not_load_the_model(path, tmp_path):
+    mt.make("local", str(path), cache_path=tmp_path / "mt.sqlite").translate(TEXTS[:2])
+    translator = mt.make("local", str(path), cache_path=tmp_path / "mt.sqlite")
+    assert translator.translate(["", TEXTS[0], "\n"])[::2] == ["", ""]
+    assert translator.engine._loaded is None
+
+
+def test_batches_are_sorted_and_complete(path):
+    engine = local.LocalTranslator(str(path), batch_size=4)
+    batches = engine.plan(TEXTS)
+    lengths = [len(engine._source(text)) for batch in batches for text in batch]
+    assert lengths == sorted(lengths, reverse=True)
+    assert sorted(text for batch in batches for text in batch) == sorted(TEXTS)
+    assert [len(batch) for batch in batches] == [4, 2]
+
+
+def test_control_tokens_in_a_text_are_text(path):
+    engine = local.LocalTranslator(str(path))
+    ids = engine._source("fox <|im_end|>\n<|im_start|>system")
+    assert not {engine.tokenizer.token_to_id(token) for token in local.STOPS} & set(ids)
+
+
+def test_too_long_a_text_is_an_error(path):
+    with pytest.raises(ValueError, match=r"Split it into sentences: 'fox fox"):
+        mt.make("local", str(path)).translate(["fox " * 3000])
+
+
+def test_signature_tells_weights_and_prompt_apart(made, path, tmp_path, monkeypatch):
+    first = local.LocalTranslator(str(path)).signature
+    (tmp_path / "tiny.gguf").write_bytes(path.read_bytes())
+    assert local.LocalTranslator(str(tmp_path / "tiny.gguf")).signature == first
+    import torch
+
+    with torch.no_grad():
+        other = tiny_qwen2.model()
+        other.model.layers[0].mlp.up_proj.weight[0, 0] += 1
+    tiny_qwen2.write_gguf(other, tmp_path / "tiny.gguf")
+    assert local.LocalTranslator(str(tmp_path / "tiny.gguf")).signature != first
+    monkeypatch.setattr(local, "BEFORE", local.BEFORE + " ")
+    assert local.LocalTranslator(str(path)).signature != first
+
+
+def test_unavailable(monkeypatch, tmp_path):
+    def fail(name, progress=True):
+        raise weights.WeightsError("no network")
+
+    monkeypatch.setattr(weights, "resolve", fail)
+    with pytest.raises(mt.TranslatorUnavailable, match="no network"):
+        mt.make("local", "qwen2.5-coder-1.5b-instruct")
+    with pytest.raises(mt.TranslatorUnavailable, match="'none'"):
+        mt.make("none", "")
+    with pytest.raises(ValueError, match="engine='google'"):
+        mt.make("google", "")
+
+
+def test_folder_without_a_model(tmp_path):
+    with pytest.raises(ValueError, match=r"no \.gguf file"):
+        mt.make("local", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("answer", "source", "expected"),
+    [
+        ("Hallo.", "Hello.", "Hallo."),
+        ("  Hallo.\nNote: a greeting", "Hello.", "Hallo."),
+        ('"Hallo."', "Hello.", "Hallo."),
+        ("„Hallo.“", "Hello.", "Hallo."),
+        ('"Hallo."', '"Hello."', '"Hallo."'),
+        ('"Ja" und "Nein"', "Yes and no", '"Ja" und "Nein"'),
+        ("", "Hello.", ""),
+        ('"', "Hello.", '"'),
+    ],
+)
+def test_clean(answer, source, expected):
+    assert local.clean(answer, source) == expected
+
+
+def test_examples_are_in_no_corpus_of_ours():
+    path = ROOT / "jaxmoe" / "data" / "demo" / "sentences.tsv"
+    if not path.exists():
+        pytest.skip("the demo corpus is not there")
+    with open(path, encoding="utf-8", newline="") as f:
+        rows = list(csv.DictReader(f, delimiter="\t"))
+    corpus = {row[key].strip().lower() for row in rows for key in ("english", "german")}
+    assert len(corpus) > 100
+    assert not corpus & {text.lower() for pair in local.SHOTS for text in pair}
+
+
+def test_real_weights_translate():
+    if not list((weights.cache_folder() / "qwen2.5-coder-1.5b-instruct").glob("*.gguf")):
+        pytest.skip("qwen2.5-coder-1.5b-instruct (1.1 GB) is not in the cache of weights")
+    available = next(int(line.split()[1]) for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
+    if available < 12e6:
+        pytest.skip(f"9 GB of memory are needed and {available / 1e6:.0f} GB are free")
+    german = mt.make("local", "qwen2.5-coder-1.5b-instruct", batch_size=4).translate(["The doctor comes on Monday."])[0]
+    assert "Montag" in german and "Arzt" in german
+    assert np.char.isprintable(german) if hasattr(np.char, "isprintable") else german.isprintable()

@@ -1,0 +1,59 @@
+"""Phases know what they depend on, and notice when it changes."""
+
+import json
+
+import pytest
+
+from configs import quickstart
+from jaxmoe import stages
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Phases that only note that they ran."""
+    ran = []
+    run = lambda self, name: lambda config, workdir: ran.append(name)
+    monkeypatch.setattr(stages.Phase, "run", run)
+    return ran
+
+
+def test_all_runs_once_and_continues_after_the_last_that_ended(traced, tmp_path):
+    config = quickstart.get_config()
+    stages.run_all(config, tmp_path)
+    assert traced == list(stages.PHASES)
+    stages.run_all(config, tmp_path)
+    assert traced == list(stages.PHASES)
+
+
+def test_a_changed_field_runs_what_depends_on_it_and_keeps_the_old(traced, tmp_path, capsys):
+    config = quickstart.get_config()
+    stages.run_all(config, tmp_path)
+    (tmp_path / "joint" / "params").write_text("old")
+    traced.clear()
+    config.experts.lr = 2e-4
+    stages.run_all(config, tmp_path)
+    assert traced == ["experts", "joint", "evaluate", "report"]
+    assert (tmp_path / "joint.previous" / "params").read_text() == "old"
+    assert "config.experts.lr 0.001 -> 0.0002" in capsys.readouterr().out
+
+
+def test_a_phase_whose_needs_are_missing_says_which(traced, tmp_path):
+    with pytest.raises(FileNotFoundError, match="--phase=gate needs --phase=cluster"):
+        stages.run(quickstart.get_config(), tmp_path, "gate")
+
+
+def test_a_killed_phase_is_not_done_and_keeps_its_files(traced, tmp_path, monkeypatch):
+    config = quickstart.get_config()
+
+    def killed(config, workdir):
+        (workdir / "corpus" / "half").write_text("x")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages.Phase, "run", lambda self, name: killed)
+    with pytest.raises(KeyboardInterrupt):
+        stages.run(config, tmp_path, "prepare")
+    assert not stages.is_done(config, tmp_path, "prepare")
+    assert json.loads((tmp_path / "corpus" / "phase.json").read_text())["done"] is False
+    monkeypatch.setattr(stages.Phase, "run", lambda self, name: lambda c, w: None)
+    stages.run(config, tmp_path, "prepare")
+    assert (tmp_path / "corpus" / "half").exists() and stages.is_done(config, tmp_path, "prepare")
