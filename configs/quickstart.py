@@ -26,6 +26,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         validation_utterances=3,
         evaluation_utterances=7,
     )
+    c.manifest = dict(columns="")  # of a manifest, e.g. "text=transcript,etiology=diagnosis"
     c.mesh = dict(data=-1, model=1)  # devices; data -1 takes all that model leaves
     c.model = dict(
         backbone="tiny.en",
@@ -60,7 +61,8 @@ def get_config(variant: str = "full") -> ConfigDict:
     c.joint = dict(
         steps=120, batch_size=16, lr=1e-3, balance=0.01, z=0.001, align=0.1, temperature=1.0, **training
     )
-    c.baseline = dict(steps=180, batch_size=16, lr=1e-3, rank=0, **training)  # rank 0: as many parameters as the mixture
+    # rank 0: as many parameters as the mixture
+    c.baseline = dict(steps=180, batch_size=16, lr=1e-3, rank=0, **training)
     c.mt = dict(
         engine="local",  # local, deepl or none
         model="qwen2.5-coder-1.5b-instruct",

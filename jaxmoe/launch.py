@@ -32,7 +32,7 @@ from ml_collections import ConfigDict, config_flags
 import jaxmoe
 from jaxmoe import stages
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, e.g. configs/quickstart.py or its :smoke variant.")
+CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py or configs/NAME.py:VARIANT.")
 PHASE = flags.DEFINE_enum("phase", "all", [*stages.PHASES, "all"], "What to run.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Files of the run; checkpoints/<config name> if not given.")
 FORCE = flags.DEFINE_bool("force", False, "Run the phase again although it is done.")
@@ -101,8 +101,8 @@ def suggest(argv: list[str], error: Exception) -> str:
         return str(error)
     known = fields(load_config(path))
     wrong = [g for g in given if g not in known]
-    hints = [f"{w} does not exist; did you mean {' or '.join(difflib.get_close_matches(w, known, 2)) or 'another'}?" for w in wrong]
-    return " ".join(hints) or str(error)
+    near = lambda name: " or ".join(difflib.get_close_matches(name, known, 2)) or "another"
+    return " ".join(f"{w} does not exist; did you mean {near(w)}?" for w in wrong) or str(error)
 
 
 def load_config(path: str) -> ConfigDict:

@@ -30,7 +30,7 @@ class Phase:
 
 
 PHASES: dict[str, Phase] = {
-    "prepare": Phase("corpus", (), ("seed", "data", "demo")),
+    "prepare": Phase("corpus", (), ("seed", "data", "demo", "manifest")),
     "embed": Phase("embeddings", ("prepare",), ("model.backbone", "model.second", "embed")),
     "cluster": Phase("clusters", ("embed",), ("cluster", "model.num_experts")),
     "gate": Phase("gate", ("cluster",), ("gate", "model")),
@@ -42,11 +42,16 @@ PHASES: dict[str, Phase] = {
 }
 
 
+WITHOUT_EFFECT = {"num_workers", "log_every"}  # on any result
+
+
 def _value(config: ConfigDict, group: str) -> object:
     value = config
     for name in group.split("."):
         value = value[name]
-    return value.to_dict() if isinstance(value, ConfigDict) else value
+    if not isinstance(value, ConfigDict):
+        return value
+    return {k: v for k, v in value.to_dict().items() if k not in WITHOUT_EFFECT}
 
 
 def settings(config: ConfigDict, name: str) -> dict[str, object]:

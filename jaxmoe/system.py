@@ -61,7 +61,7 @@ class Recogniser:
         return None
 
     def adapt(self, embedding: np.ndarray | jax.Array) -> tuple[Any, jax.Array | None]:
-        """LoRA columns as lora.nested gives them, and their scales [B, K], for embeddings [B, D]; None, None if bare."""
+        """LoRA columns as lora.nested gives them and their scales [B, K] for embeddings [B, D]; None, None if bare."""
         del embedding
         return None, None
 

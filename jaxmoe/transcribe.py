@@ -12,6 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from jaxmoe.mt import Translator
     from jaxmoe.segments import Transcript
     from jaxmoe.system import Recogniser
 
@@ -164,7 +165,7 @@ class Output:
                 self.say(_line(cue))
         if self.translator:
             try:
-                translations = self._translate(job, transcript, show)
+                translations = self._translate(self.translator, job, transcript, show)
             except Exception:
                 if "json" in self.formats:
                     self._write_json(job, transcript, None)
@@ -172,11 +173,11 @@ class Output:
             if "json" in self.formats:
                 self._write_json(job, transcript, translations)
 
-    def _translate(self, job: Job, transcript: "Transcript", show: bool) -> dict[str, Any]:
+    def _translate(self, translator: "Translator", job: Job, transcript: "Transcript", show: bool) -> dict[str, Any]:
         from jaxmoe import writers
 
         sources = writers.sentences(transcript)
-        texts = self.translator.translate([cue.text for cue in sources]) if sources else []
+        texts = translator.translate([cue.text for cue in sources]) if sources else []
         cues = [dataclasses.replace(c, text=t) for c, t in zip(sources, texts, strict=True)]
         self._write_texts(job, cues, f".{self.target}")
         if show:
@@ -184,7 +185,7 @@ class Output:
                 self.say(_line(cue))
         pairs = zip(sources, cues, strict=True)
         rows = [{"start": c.start, "end": c.end, "source": s.text, "text": c.text} for s, c in pairs]
-        return {self.target: {"translator": self.translator.name, "text": " ".join(texts), "sentences": rows}}
+        return {self.target: {"translator": translator.name, "text": " ".join(texts), "sentences": rows}}
 
     def _write_texts(self, job: Job, cues: Sequence[Any], infix: str) -> None:
         from jaxmoe import writers
@@ -207,7 +208,7 @@ def _line(cue: Any) -> str:
     return f"[{start} --> {end}] {cue.text}"
 
 
-def _translator(args: argparse.Namespace) -> Any:
+def _translator(args: argparse.Namespace) -> "Translator":
     from jaxmoe import mt, weights
 
     # Whoever asks for DeepL by name has read in --help that texts are sent there.

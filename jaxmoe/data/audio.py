@@ -132,7 +132,7 @@ def log_mel_spectrogram(samples: jax.Array, n_mels: int) -> jax.Array:
             "pad short ones (pad_or_trim) and divide int16 by 32768."
         )
     one = functools.partial(_log_mel, n_mels=n_mels)
-    # One at a time, the frames stay in a CPU's caches: five times as fast for 8 items. Elsewhere a batch may be sharded.
+    # One at a time, the frames stay in a CPU's caches: five times as fast for 8. Elsewhere a batch may be sharded.
     by_item = functools.partial(jax.lax.map, one)
     return jax.lax.platform_dependent(samples.astype(jnp.float32), cpu=by_item, default=jax.vmap(one))
 

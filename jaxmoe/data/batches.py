@@ -6,6 +6,7 @@ process then reads its own rows. Grain keeps the position, so that training resu
 
 from collections.abc import Sequence
 import dataclasses
+from typing import Any
 
 import flax.struct
 import grain.python as grain
@@ -14,11 +15,10 @@ import numpy as np
 
 from jaxmoe.data.embeddings import Embeddings
 
-Array = jax.Array | np.ndarray
+Array = Any  # numpy on the host, jax.Array inside a step
 
 
-@flax.struct.dataclass
-class Batch:
+class Batch(flax.struct.PyTreeNode):
     """Utterances of one step.
 
     Attributes:
@@ -137,7 +137,7 @@ class BatchSource:
         return collate(self.utterances, picked[index::count], size, self.token_sizes[size])
 
 
-def collate(utterances: Utterances, picked: Sequence[int], size: int, token_size: int) -> Batch:
+def collate(utterances: Utterances, picked: np.ndarray, size: int, token_size: int) -> Batch:
     """One batch of the utterances `picked`, padded to `size` latents and `token_size` tokens."""
     u = utterances
     width = u.embeddings.depths.shape[-1]
@@ -155,8 +155,8 @@ def collate(utterances: Utterances, picked: Sequence[int], size: int, token_size
         n = len(ids) - 1
         tokens[i, :n], targets[i, :n] = ids[:-1], ids[1:]
         weights[i, u.prompt_length - 1 : n] = 1.0
-    embedding = u.embeddings.pooled[u.rows[list(picked)]]
-    posterior = u.posterior[list(picked)].astype(np.float32)
+    embedding = u.embeddings.pooled[u.rows[picked]]
+    posterior = u.posterior[picked].astype(np.float32)
     return Batch(embedding, latents, mask, tokens, targets, weights, posterior)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SECONDS_PER_TIMESTAMP = 0.02  # 30 s / 1500 encoder positions
+from jaxmoe.data.text import SECONDS_PER_TIMESTAMP
 
 
 class SpecialTokens(Protocol):

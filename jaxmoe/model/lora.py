@@ -1,9 +1,9 @@
 """Low-rank adapters as plain arrays: banks of experts, and their mixture applied in one pass.
 
 A *bank* is `{path: {"a": [L, E, D, R], "b": [L, E, R, F]}}`, keyed by the path of the linear map it adapts, with the
-scanned layers in front. Banks train. To be applied they are stacked into *columns*, `{path: {"a": [L, D, K], "b": [L, K, F]}}`
-with K = R_shared + E * R, and each utterance gets one row of *scales* [B, K]: alpha / R for the shared columns and
-g_e * alpha / R for the columns of expert e. The mixture
+scanned layers in front. Banks train. To be applied they are stacked into *columns*,
+`{path: {"a": [L, D, K], "b": [L, K, F]}}` with K = R_shared + E * R, and each utterance gets one row of *scales*
+[B, K]: alpha / R for the shared columns and g_e * alpha / R for the columns of expert e. The mixture
 
     y = x W + c + sum_e g_e (alpha / R) (x A_e) B_e                  (Hu et al. 2021, eq. 3, summed over experts)
 
@@ -141,7 +141,7 @@ def scales(
 
 
 def nested(columns: Columns) -> dict[str, Any]:
-    """Columns as the nested "lora" collection a Linen module reads: "decoder/blocks/attn/query" -> {"decoder": {...}}."""
+    """Columns as the nested "lora" collection that a Linen module reads: "decoder/ln" -> {"decoder": {"ln": ...}}."""
     tree: dict[str, Any] = {}
     for path, leaves in columns.items():
         node = tree

@@ -48,7 +48,7 @@ def sinusoids(length: int, channels: int, max_timescale: float = 10000.0) -> np.
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """softmax(q k^T + mask) v in float32 for heads: q [B, T, H, D'], k, v [B, S, H, D'], mask broadcast to [B, H, T, S]."""
+    """softmax(q k^T + mask) v, scores in float32: q [B, T, H, D'], k, v [B, S, H, D'], mask as [B, H, T, S]."""
     scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         scores = jnp.where(mask, scores, -1e30)

@@ -46,4 +46,4 @@ def run(config: ConfigDict, workdir: Path) -> None:
     utterances = load_utterances(config, workdir, backbone, "train")
     params = model.init(jax.random.key(config.seed), backbone.base)
     tx = make_tx(config.baseline, params, [r"shared/.*"])
-    train(config, workdir, "baseline", backbone, utterances, make_step(model, tx), params, tx)
+    train(config, workdir, "baseline", backbone, model, utterances, make_step(model, tx), params, tx)

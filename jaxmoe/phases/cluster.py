@@ -22,7 +22,7 @@ from jaxmoe.data.embeddings import Embeddings
 from jaxmoe.train.setup import embeddings_folder
 
 SPLITS = ("train", "validation", "evaluation")
-LABELS = {"etiology": "etiology", "severity": "severity", "speaker": "speaker", "channel": "channel", "sentence": "prompt"}
+LABELS = {k: k for k in ("etiology", "severity", "speaker", "channel")} | {"sentence": "prompt"}
 
 
 class Reducer:
@@ -63,7 +63,7 @@ def fit_hdbscan(points: np.ndarray, min_cluster_share: float, min_samples: int) 
     """HDBSCAN (McInnes et al. 2017) whose smallest cluster scales with the number of points."""
     import hdbscan
 
-    size = max(int(round(min_cluster_share * len(points))), 3)
+    size = max(round(min_cluster_share * len(points)), 3)
     return hdbscan.HDBSCAN(
         min_cluster_size=size, min_samples=min_samples, prediction_data=True, core_dist_n_jobs=1
     ).fit(np.asarray(points, np.float64))
@@ -149,7 +149,7 @@ def load(workdir: Path, backbone: str, layer: int) -> tuple[list[dict], np.ndarr
         embeddings = Embeddings(embeddings_folder(workdir, backbone, split))
         for item in prepared.open_metadata(workdir, split):
             if item["id"] in embeddings.row:
-                items.append(item)
+                items.append(item | {"split": split})
                 features.append(embeddings.depths[embeddings.row[item["id"]], layer])
                 fitted.append(split == "train" and bool(item["pretrain"]))
     return items, np.stack(features), np.array(fitted)
@@ -213,9 +213,9 @@ def write(
     (folder / "clusters.json").write_text(json.dumps(summary, indent=2))
     names = {"etiology", "severity", "voice", "speaker", "channel"}
     points = [
-        {"x": float(p[0]), "y": float(p[1]), "id": x["id"], "cluster": int(c), "sentence": x["prompt"], "fitted": bool(f)}
+        {"x": float(p[0]), "y": float(p[1]), "id": x["id"], "cluster": int(c), "sentence": x["prompt"]}
         | {k: x[k] for k in sorted(names)}
-        for p, x, c, f in zip(xy, items, labels, fitted, strict=True)
+        for p, x, c in zip(xy, items, labels, strict=True)
     ]
     (folder / "map.json").write_text(json.dumps({"points": points}))
     draw(folder / "clusters.png", xy[fitted], inside, found)

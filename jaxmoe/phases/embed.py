@@ -20,6 +20,7 @@ from jaxmoe import sharding
 from jaxmoe.data import prepared
 from jaxmoe.data.audio import HOP_LENGTH, N_SAMPLES, SAMPLE_RATE, log_mel_spectrogram
 from jaxmoe.data.embeddings import SHARD_ROWS, write_shard
+from jaxmoe.model.whisper import Whisper
 from jaxmoe.train.setup import Backbone, embeddings_folder, load_backbone
 
 POSITION = 2 * HOP_LENGTH  # 320 samples an encoder position
@@ -50,7 +51,7 @@ def window(samples: int, context: str, margin_s: float) -> int:
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode(
-    model: "jax.tree_util.Partial", base: dict, audio: jax.Array, samples: jax.Array
+    model: Whisper, base: dict, audio: jax.Array, samples: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Audio [B, n] (zero-padded), true lengths [B] -> latents [B, n / 320, D], depths [B, L + 2, D]."""
     mel = log_mel_spectrogram(audio, model.dims.n_mels)

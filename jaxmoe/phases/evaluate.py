@@ -9,6 +9,7 @@ A system that has its hypotheses is not run again; translations come from a cach
 """
 
 from collections.abc import Callable, Sequence
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -151,7 +152,9 @@ def transcripts(config: ConfigDict, workdir: Path, system: System, items: Sequen
     return found
 
 
-def write_hypotheses(workdir: Path, system: System, items: Sequence[Row], found: Sequence[Row], german: Sequence[str]) -> None:
+def write_hypotheses(
+    workdir: Path, system: System, items: Sequence[Row], found: Sequence[Row], german: Sequence[str]
+) -> None:
     """WORKDIR/eval/<system>/hypotheses.jsonl."""
     cluster = clusters(workdir)
     lines = [
@@ -227,7 +230,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
         texts = [x["hypothesis"] for x in found]
         german = chosen.translate(texts) if chosen else [""] * len(texts)
         write_hypotheses(workdir, system, items, found, german)
-        _write_about(workdir, about | {"status": "run", "utterances": len(found)})
+        file = workdir / "eval" / system.key / "hypotheses.jsonl"
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()  # so that files of two systems cannot be mixed up
+        _write_about(workdir, about | {"status": "run", "utterances": len(found), "sha256": digest})
 
 
 def _write_about(workdir: Path, about: dict[str, Any]) -> None:

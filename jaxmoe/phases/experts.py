@@ -71,4 +71,4 @@ def run(config: ConfigDict, workdir: Path) -> None:
     params["gate"] = load_params(workdir / "gate" / "params", params)["gate"]
     trainable = [r"experts/.*"] + [r"shared/.*"] * bool(model.shared_rank)
     tx = make_tx(config.experts, params, trainable)
-    train(config, workdir, "experts", backbone, utterances, make_step(model, tx), params, tx)
+    train(config, workdir, "experts", backbone, model, utterances, make_step(model, tx), params, tx)

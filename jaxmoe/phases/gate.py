@@ -73,4 +73,4 @@ def run(config: ConfigDict, workdir: Path) -> None:
     params = standardised(backbone.model, params, utterances)
     tx = make_tx(config.gate, params, [r"gate/.*"])
     step = make_step(backbone.model, tx, class_weights(utterances.posterior, c.class_balance))
-    train(config, workdir, "gate", backbone, utterances, step, params, tx, latents=False)
+    train(config, workdir, "gate", backbone, backbone.model, utterances, step, params, tx, latents=False)

@@ -78,4 +78,4 @@ def run(config: ConfigDict, workdir: Path) -> None:
     tx = make_tx(config.joint, params, trainable)
     c = config.joint
     step = make_step(model, tx, balance=c.balance, z=c.z, align=c.align, temperature=c.temperature)
-    train(config, workdir, "joint", backbone, utterances, step, params, tx)
+    train(config, workdir, "joint", backbone, model, utterances, step, params, tx)

@@ -167,7 +167,7 @@ def origin_note(run: SystemRun, utterances: Utterances) -> str:
     share = 100.0 * sum(origins.values()) / len(utterances)
     note = f"{share:.0f} % of the German references were made by {makers}"
     if run.mt and any(_same_mt(run.mt, origin) for origin in origins):
-        return note + ", the same translator as in this row: its BLEU is flattered."
+        return note + ", the translator that this system uses: its BLEU is flattered."
     return note + "."
 
 

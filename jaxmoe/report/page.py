@@ -129,7 +129,7 @@ def _cards(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         foot = "German translation, 0 to 100, higher is better"
         out.append({"label": "BLEU", "path": ("systems", focus, "bleu"), "foot": foot})
     if metrics["routing"]:
-        foot = f"of {metrics['routing']['experts']} in use, by entropy"
+        foot = f"of {metrics['routing']['experts']}; 1 would mean collapsed routing"
         path = ("routing", "effective_experts")
         out.append({"label": "Effective experts", "path": path, "foot": foot})
     worst = next(iter(systems[focus]["by"].get("etiology", {}).items()), None)

@@ -21,6 +21,7 @@ MAX_VECTOR_POINTS = 1500  # above it an SVG grows past 300 kB and scrolls badly
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#5b5ea6")
 GREY = "#9aa3ab"
 INK = "#26323c"
+_ORDER = {name: i for i, name in enumerate(("gate", "experts", "joint", "baseline", "cascade"))}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # shape repeats what colour says
 
 
@@ -147,7 +148,7 @@ def _effective_experts(row: dict[str, Any]) -> float | None:
 def training_curves(workdir: Path) -> list[dict[str, str]]:
     """Loss over steps for every WORKDIR/<phase>/metrics.jsonl: [{"title", "picture"}]."""
     out = []
-    for path in sorted(workdir.glob("*/metrics.jsonl")):
+    for path in sorted(workdir.glob("*/metrics.jsonl"), key=lambda p: (_ORDER.get(p.parent.name, 9), p)):
         rows = [r for _, r in read_jsonl(path, growing=True) if isinstance(r.get("loss"), int | float)]
         if len(rows) < 2:
             continue

@@ -1,5 +1,6 @@
 """Reads WORKDIR/eval and checks that its systems were run on the same utterances."""
 
+from collections import Counter
 from collections.abc import Iterator
 import dataclasses
 import hashlib
@@ -56,7 +57,7 @@ class SystemRun:
     hypotheses: list[str]
     translations: list[str]
     flags: list[list[str]]
-    gates: np.ndarray | None  # [U, E]
+    gates: np.ndarray | None  # [U, E], nan where an utterance has none
     clusters: list[int | None]
 
     @property
@@ -173,23 +174,28 @@ def _check_same(first: _File, other: _File) -> None:
 
 
 def _read_gates(file: _File, ids: list[str]) -> np.ndarray | None:
+    """Gates [U, E]; rows of nan where an utterance has none (long recordings have gates for each window)."""
     found = [file.rows[i].gates for i in ids]
-    width = next((len(gates) for gates in found if gates is not None), None)
-    if width is None:
+    widths = Counter(len(gates) for gates in found if gates is not None)
+    if not widths:
         return None
+    width = widths.most_common(1)[0][0]  # so that the odd line is blamed
     for i, gates in zip(ids, found, strict=True):
-        if gates is None or len(gates) != width:
+        if gates is not None and len(gates) != width:
             raise ValueError(
                 f"{file.path}, line {file.rows[i].line}: gates of {i!r} are {gates!r}, expected {width} numbers"
                 " as in the other lines."
             )
-    return np.array(found, dtype=np.float64)
+    return np.array([[np.nan] * width if gates is None else gates for gates in found], dtype=np.float64)
 
 
 def _describe(folder: Path) -> dict[str, Any]:
     path = folder / "system.json"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing, expected it beside hypotheses.jsonl; run evaluate again.")
+    if not path.is_file():  # evaluate writes it last
+        status = "not run: its evaluation was interrupted, run it again"
+        known = systems.BY_KEY.get(folder.name)
+        name = known.name(v2="backbone", v3="second backbone") if known else folder.name
+        return {"key": folder.name, "name": name, "kind": known.kind if known else "asr+mt", "status": status}
     found = read_json(path)
     for field in ("key", "name", "kind", "status"):
         if not isinstance(found.get(field), str):

@@ -17,23 +17,26 @@ def routing(utterances: Utterances, runs: list[SystemRun]) -> dict[str, Any] | N
     if not gated:
         return None
     run = next((r for r in gated if r.key == "moe"), gated[0])
-    gates = run.gates
-    assert gates is not None  # chosen for having them
+    assert run.gates is not None  # chosen for having them
+    known = np.isfinite(run.gates).all(axis=1)
+    gates = run.gates[known]
     experts = gates.shape[1]
     top = gates.argmax(axis=1)
     mean = gates.mean(axis=0)
-    etiology = np.array(utterances["etiology"], dtype=object).astype(str)
-    cluster = np.array([-2 if c is None else c for c in run.clusters])
+    etiology = np.array(utterances["etiology"], dtype=object).astype(str)[known]
+    speaker = np.array(utterances["speaker"], dtype=object).astype(str)[known]
+    cluster = np.array([-2 if c is None else c for c in run.clusters])[known]
     return {
         "system": run.key,
         "experts": experts,
+        "utterances": int(known.sum()),
         "usage": (np.bincount(top, minlength=experts) / len(top)).tolist(),
         "mean_probability": mean.tolist(),
         "effective_experts": float(np.exp(entropy(mean / max(mean.sum(), 1e-12)))),
         "mean_entropy": float(np.mean(entropy(gates))),
         "ami": {
             "etiology": agreement(etiology, top),
-            "speaker": agreement(np.array(utterances["speaker"], dtype=object).astype(str), top),
+            "speaker": agreement(speaker, top),
             # -2 marks utterances that no clustering saw; noise (-1) is a statement of the clustering
             "cluster": agreement(cluster[cluster > -2], top[cluster > -2]),
         },

@@ -26,8 +26,9 @@ class MetricsWriter:
 
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        kept = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in kept if json.loads(line)["step"] <= step]
+        text = self.path.read_text() if self.path.exists() else ""
+        whole = text.splitlines()[: text.count("\n")]  # a kill can leave half a line
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
         self.path.write_text("".join(line + "\n" for line in kept))
         self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
@@ -67,7 +68,7 @@ def fit(
       state: the state at step 0; its buffers are donated.
       base: frozen parameters, already on the mesh; None for a phase that needs none.
       batches: the data, one batch a step; its position is saved with the state.
-      evaluate: params -> figures on validation data, logged beside the losses.
+      evaluate: params -> figures on validation data, logged beside the losses of steps that are saved.
 
     Raises:
       FloatingPointError: if the loss is not finite, naming the step.
@@ -97,7 +98,7 @@ def fit(
                 )
             elapsed = time.perf_counter() - began
             values["steps_per_s"] = (number - seen) / max(elapsed, 1e-9)
-            if evaluate is not None:
+            if evaluate is not None and (number % save_every == 0 or number == steps):
                 values.update(evaluate(state.params))
             writer.write(number, values)
             bar.set_postfix(loss=f"{values['loss']:.3f}")

@@ -1,6 +1,6 @@
 """What the training phases open: the backbone on the mesh, and the utterances of a split with their tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import dataclasses
 import json
 from pathlib import Path
@@ -13,13 +13,13 @@ import optax
 
 from jaxmoe import sharding
 from jaxmoe.data import prepared
-from jaxmoe.data.batches import BatchSource, Utterances, iterate
+from jaxmoe.data.batches import Batch, BatchSource, Utterances, iterate
 from jaxmoe.data.embeddings import Embeddings
 from jaxmoe.data.text import Tokenizer
 from jaxmoe.model import lora
 from jaxmoe.model.load import load_whisper
 from jaxmoe.model.moe import MoEWhisper, make_moe
-from jaxmoe.train import optimizer
+from jaxmoe.train import losses, optimizer
 from jaxmoe.train import state as states
 from jaxmoe.train.loop import StepFn, fit
 
@@ -121,11 +121,33 @@ def make_tx(c: ConfigDict, params: Any, trainable: Sequence[str]) -> optax.Gradi
     )
 
 
+def validation(
+    model: MoEWhisper, backbone: Backbone, utterances: Utterances, batch_size: int
+) -> Callable[[Any], dict[str, float]]:
+    """params -> {"validation_nll"}: nats per target token of `utterances`, routed by the gate."""
+    count = -(-len(utterances) // batch_size)
+    source = BatchSource(utterances, batch_size=batch_size, steps=count, seed=0, buckets=1)
+
+    @jax.jit
+    def nll(params: Any, base: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        gates = model.gates(model.gate_logits(params, batch.embedding))
+        logits = model.logits(base, params, batch.latents, batch.tokens, gates, batch.mask)
+        return losses.utterance_nll(logits, batch.targets, batch.weights).sum(), batch.weights.sum()
+
+    def evaluate(params: Any) -> dict[str, float]:
+        batches = (sharding.put_batch(source[i], backbone.mesh) for i in range(source.batches_per_epoch))
+        totals = [jax.device_get(nll(params, backbone.base, b)) for b in batches]
+        return {"validation_nll": float(sum(t[0] for t in totals) / sum(t[1] for t in totals))}
+
+    return evaluate
+
+
 def train(
     config: ConfigDict,
     workdir: Path,
     phase: str,
     backbone: Backbone,
+    model: MoEWhisper,
     utterances: Utterances,
     step: StepFn,
     params: Any,
@@ -133,8 +155,12 @@ def train(
     *,
     latents: bool = True,
 ) -> Any:
-    """Runs `fit` with the sizes of config.<phase> in WORKDIR/<phase>; returns the trained parameters."""
+    """Runs `fit` with the sizes of config.<phase> in WORKDIR/<phase>; returns the trained parameters.
+
+    latents: whether batches carry latents, and the decoder is validated.
+    """
     c = config[phase]
+    held_out = load_utterances(config, workdir, backbone, "validation") if latents else None
     source = BatchSource(
         utterances, batch_size=c.batch_size, steps=c.steps, seed=config.seed, latents=latents
     )
@@ -148,5 +174,6 @@ def train(
         mesh=backbone.mesh,
         log_every=c.log_every,
         save_every=c.save_every,
+        evaluate=validation(model, backbone, held_out, c.batch_size) if held_out else None,
     )
     return state.params

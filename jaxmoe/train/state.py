@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optax
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
     """step (scalar int32), params {"gate", "shared", "experts"}, opt_state, key (typed PRNG key, never advanced:
     each step derives its own by fold_in, so that a resumed run repeats exactly)."""
 

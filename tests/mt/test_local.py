@@ -3,8 +3,8 @@
 import csv
 from pathlib import Path
 
-import numpy as np
 import pytest
+from rapidfuzz import fuzz, process
 
 from jaxmoe import mt, weights
 from jaxmoe.mt import local
@@ -53,7 +53,7 @@ def expected(made):
     return answers
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 6])
+@pytest.mark.parametrize("batch_size", [1, 6])
 def test_equals_transformers_one_by_one(path, expected, batch_size):
     translator = mt.make("local", str(path), batch_size=batch_size)
     assert translator.translate(TEXTS) == [expected[text] for text in TEXTS]
@@ -149,9 +149,11 @@ def test_examples_are_in_no_corpus_of_ours():
         pytest.skip("the demo corpus is not there")
     with open(path, encoding="utf-8", newline="") as f:
         rows = list(csv.DictReader(f, delimiter="\t"))
-    corpus = {row[key].strip().lower() for row in rows for key in ("english", "german")}
+    corpus = [row[key].strip().lower() for row in rows for key in ("english", "german")]
     assert len(corpus) > 100
-    assert not corpus & {text.lower() for pair in local.SHOTS for text in pair}
+    for text in (text.lower() for pair in local.SHOTS for text in pair):
+        nearest, similarity, _ = process.extractOne(text, corpus, scorer=fuzz.ratio)
+        assert similarity < 80, f"{text!r} is in the corpus as {nearest!r}"  # per cent of characters in common
 
 
 def test_real_weights_translate():
@@ -162,4 +164,3 @@ def test_real_weights_translate():
         pytest.skip(f"9 GB of memory are needed and {available / 1e6:.0f} GB are free")
     german = mt.make("local", "qwen2.5-coder-1.5b-instruct", batch_size=4).translate(["The doctor comes on Monday."])[0]
     assert "Montag" in german and "Arzt" in german
-    assert np.char.isprintable(german) if hasattr(np.char, "isprintable") else german.isprintable()

@@ -15,7 +15,7 @@ def blobs():
 
 
 def test_hdbscan_finds_the_blobs_and_memberships_agree(blobs):
-    points, truth = blobs
+    points, _ = blobs
     clusterer = cluster.fit_hdbscan(points, 0.1, 5)
     labels = clusterer.labels_
     assert labels.max() == 3
@@ -45,7 +45,8 @@ def test_noise_is_taught_softly_or_left_out_never_as_cluster_zero():
 
 def test_figures_tell_agreement_from_chance():
     rng = np.random.default_rng(0)
-    items = [dict(etiology=str(i % 4), severity="x", speaker=str(rng.integers(9)), channel="c", prompt="p") for i in range(200)]
+    same = dict(severity="x", channel="c", prompt="p")
+    items = [dict(etiology=str(i % 4), speaker=str(rng.integers(9)), **same) for i in range(200)]
     found = cluster.figures(np.arange(200) % 4, items)
     assert found["etiology"] == pytest.approx(1.0)
     assert abs(found["speaker"]) < 0.1

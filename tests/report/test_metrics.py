@@ -112,9 +112,26 @@ def test_collapsed_routing_is_one_effective_expert(run: Path):
     assert routing["ami"]["etiology"] == pytest.approx(0.0)
 
 
+def test_utterances_without_gates_are_left_out_of_routing(run: Path):
+    before = build(run, bootstrap=10)["routing"]
+    _rewrite(run, "moe", lambda rows: [rows[0] | {"gates": None}, *rows[1:]])
+    after = build(run, bootstrap=10)["routing"]
+    assert (before["utterances"], after["utterances"]) == (240, 239)
+    assert sum(after["usage"]) == pytest.approx(1.0)
+    _rewrite(run, "moe", lambda rows: [rows[0], rows[1] | {"gates": [1.0]}, *rows[2:]])
+    with pytest.raises(ValueError, match=r"moe/hypotheses\.jsonl, line 2: gates of .* expected 10 numbers"):
+        build(run, bootstrap=10)
+
+
+def test_interrupted_evaluation_is_not_run(run: Path):
+    (run / "eval" / "lora" / "system.json").unlink()
+    lora = _system(build(run, bootstrap=10), "lora")
+    assert lora["status"] == "not run: its evaluation was interrupted, run it again" and lora["wer"] is None
+
+
 def test_bleu_on_machine_references_is_marked(metrics: dict):
-    assert "the same translator as in this row" in _system(metrics, "mt")["note"]
-    assert "the same translator" not in _system(metrics, "moe-distilled")["note"]
+    assert "the translator that this system uses" in _system(metrics, "mt")["note"]
+    assert "flattered" not in _system(metrics, "moe-distilled")["note"]
     assert metrics["corpus"]["translation_origins"] == {"corpus": 120, "Synthetic MT": 120}
 
 

@@ -67,7 +67,7 @@ def test_page_and_metrics_agree_number_by_number(run: Path, page: _Page):
         shown = text.replace("\u2212", "-").replace(",", "")
         digits = len(shown.partition(".")[2])
         scale = 100 if (pointer.startswith("/routing/") and "ami" not in pointer) or "noise_share" in pointer else 1
-        scale = 1 if pointer.split("/")[-1] in ("effective_experts", "experts", "mean_entropy") else scale
+        scale = 1 if pointer.split("/")[-1] in ("effective_experts", "experts", "mean_entropy", "utterances") else scale
         assert float(shown) == pytest.approx(expected * scale, abs=0.5 * 10**-digits + 1e-9), pointer
 
 
@@ -180,8 +180,9 @@ def test_training_logs_may_be_cut_and_may_log_usage(run: Path):
     path = run / "joint" / "metrics.jsonl"
     rows = [{"step": s, "loss": 1.0, "usage": [0.5, 0.5, 0.0]} for s in range(3)]
     path.write_text("".join(json.dumps(r) + "\n" for r in rows) + '{"step": 3, "lo')
-    assert training_curves(run)[-1]["title"] == "joint"
-    assert "effective experts" in training_curves(run)[-1]["picture"]
+    curves = {c["title"]: c["picture"] for c in training_curves(run)}
+    assert list(curves) == ["gate", "experts", "joint", "baseline"]
+    assert "effective experts" in curves["joint"] and "effective experts" not in curves["gate"]
 
 
 def test_page_with_only_the_baseline(run: Path):

@@ -10,7 +10,8 @@ from jaxmoe.data.batches import BatchSource, iterate
 from jaxmoe.model import lora
 from jaxmoe.model.moe import one_lora
 from jaxmoe.phases import baseline, experts, gate, joint
-from jaxmoe.train import loop, losses, optimizer, state as states
+from jaxmoe.train import loop, losses, optimizer
+from jaxmoe.train import state as states
 from tests import tiny
 
 

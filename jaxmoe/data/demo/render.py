@@ -45,6 +45,13 @@ VOICES = (
 ).split()
 
 
+def _member(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    if file is None:
+        raise ValueError(f"{archive.name}: no file {name}")
+    return file.read()
+
+
 class Kokoro:
     """Text to speech by Kokoro-82M (hexgrad, 2025) on onnxruntime; the same text gives the same samples."""
 
@@ -67,9 +74,7 @@ class Kokoro:
         self.phonemes = {"a": G2P(), "b": G2P(british=True)}
         with tarfile.open(voices) as archive:
             self.styles = {
-                voice: np.frombuffer(archive.extractfile(f"package/voices/{voice}.bin").read(), np.float32).reshape(
-                    -1, 1, 256
-                )
+                voice: np.frombuffer(_member(archive, f"package/voices/{voice}.bin"), np.float32).reshape(-1, 1, 256)
                 for voice in VOICES
             }
 

@@ -203,7 +203,7 @@ def dimensions(file: File) -> LanguageModelDimensions:
         n_head_state=width // heads,
         n_mlp=get("feed_forward_length"),
         rope_base=float(get("rope.freq_base")),
-        norm_eps=float(get("attention.layer_norm_rms_epsilon")),
+        norm_eps=float(f"{get('attention.layer_norm_rms_epsilon'):.7g}"),  # stored as float32: 9.999999974752427e-07
         qkv_bias=True,
         tied="output.weight" not in file.tensors,
     )

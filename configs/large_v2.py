@@ -1,0 +1,73 @@
+"""Whisper large-v2 with ten LoRA experts on a corpus of your own, for a TPU VM or a GPU node.
+
+COMMAND: python -m jaxmoe.launch --phase=all --config=configs/large_v2.py --config.data.path=recordings.csv
+RESULT: not run; the sizes follow the published adapters of large-v2. Forked from quickstart.py.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Fields of a run; --config.group.field=VALUE changes one."""
+    c = ConfigDict({"seed": 0})
+    c.data = dict(
+        corpus="manifest",
+        path="",
+        pretrain_share=0.2,
+        min_seconds=0.3,
+        max_seconds=600.0,
+        max_clipped=0.1,
+        num_workers=8,
+    )
+    c.demo = dict(
+        train_speakers_per_voice=3,
+        held_out_speakers_per_voice=7,
+        train_utterances=8,
+        validation_utterances=3,
+        evaluation_utterances=7,
+    )
+    c.manifest = dict(columns="")  # of a manifest, e.g. "text=transcript,etiology=diagnosis"
+    c.mesh = dict(data=-1, model=1)  # model=2 or more shards the backbone where it does not fit one device
+    c.model = dict(
+        backbone="large-v2",
+        second="large-v3",
+        num_experts=10,
+        rank=16,
+        shared_rank=16,
+        alpha=32.0,
+        top_k=2,
+        gate_hidden=512,
+        lora_targets=(r"decoder/blocks/.*",),
+        dtype="auto",
+        remat=True,
+    )
+    c.embed = dict(batch_size=32, context="full", margin_s=2.0)
+    c.cluster = dict(
+        layer=11,  # a third of the encoder's 32 blocks, as block 2 of base's 6
+        pca=50,
+        umap_dim=8,
+        neighbors=30,
+        min_cluster_share=0.05,
+        min_samples=5,
+        noise="soft",
+    )
+    training = dict(warmup=500, weight_decay=0.01, clip_norm=1.0, log_every=50, save_every=500)
+    c.gate = dict(steps=2000, batch_size=256, lr=1e-3, class_balance=0.5, **training)
+    c.experts = dict(steps=5000, batch_size=64, lr=1e-4, **training)
+    c.joint = dict(steps=15_000, batch_size=64, lr=1e-4, balance=0.01, z=0.001, align=0.1, temperature=1.0, **training)
+    c.baseline = dict(steps=20_000, batch_size=64, lr=1e-4, rank=0, **training)
+    c.mt = dict(
+        engine="local",
+        model="qwen2.5-coder-1.5b-instruct",
+        batch_size=32,
+        max_chars=400_000,
+        acknowledge_privacy=False,
+        formality="default",
+    )
+    c.evaluate = dict(
+        beam_size=5,
+        batch_size=32,
+        systems=("whisper-v2", "whisper-v3", "lora", "moe", "mt"),
+    )
+    c.report = dict(bootstrap=1000, baseline="whisper-v2", worst=20)
+    return c.lock()

@@ -1,0 +1,276 @@
+"""The command: windows, flags, file names, formats, bad files, several recordings at once."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from jaxmoe import segments, transcribe, transcription, writers
+from jaxmoe.data.audio import SAMPLE_RATE, AudioError, load_audio
+from jaxmoe.segments import Segment, Transcript, repeats, split
+from jaxmoe.system import Recogniser, load_system
+from jaxmoe.transcription import TranscribeOptions
+from jaxmoe.writers import Cue, output_stems
+from tests.model.checkpoints import real_weights
+
+JFK = Path(__file__).parent / "data" / "jfk.flac"
+SAID = "And so my fellow Americans ask not what your country can do for you ask what you can do for your country."
+
+
+@dataclasses.dataclass(frozen=True)
+class Ids:
+    timestamp_begin: int = 1000
+
+
+def stamp(seconds: float) -> int:
+    return 1000 + round(seconds / 0.02)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "content", "pieces", "step"),
+    [
+        # One segment that ends: no speech follows, so the whole window is done.
+        ([stamp(0), 1, 2, stamp(4)], 3000, [(0.0, 4.0)], 3000),
+        # A pair, then an unfinished segment: it starts the next window.
+        ([stamp(0), 1, stamp(4), stamp(4), 2], 3000, [(0.0, 4.0)], 400),
+        ([stamp(1), 1, stamp(4), stamp(5), 2, stamp(9)], 3000, [(1.0, 4.0), (5.0, 9.0)], 3000),
+        # No timestamp, or only the first: all of the window.
+        ([1, 2, 3], 3000, [(0.0, 30.0)], 3000),
+        ([stamp(2), 1, 2], 1200, [(2.0, 12.0)], 1200),
+        # Times past the sound are cut; what follows a pair at or past the end is kept, since no window comes after.
+        ([stamp(0), 1, stamp(29)], 1000, [(0.0, 10.0)], 1000),
+        ([stamp(0), 1, stamp(10), stamp(10), 2], 1000, [(0.0, 10.0), (10.0, 10.0)], 1000),
+        # A pair that would move on by less than a second would crawl: the window is taken whole.
+        ([stamp(0), 1, stamp(0.04), stamp(0.04), 2], 3000, [(0.0, 0.04), (0.04, 30.0)], 3000),
+        ([], 3000, [], 3000),
+    ],
+)
+def test_windows_are_cut_at_pairs_of_timestamps(tokens, content, pieces, step):
+    found, moved = split(tokens, Ids(), content)
+    assert [(round(start, 6), round(end, 6)) for start, end, _ in found] == pieces
+    assert moved == step
+    if step == content:  # nothing that was decoded is dropped
+        assert [t for _, _, piece in found for t in piece] == tokens
+
+
+def test_loops_are_told_from_sentences():
+    assert repeats("I want to go " * 4)
+    assert repeats("no " * 8)
+    assert repeats("so we went home " + "thank you. " * 5)
+    assert not repeats("no no no no")  # emphasis, or a stutter
+    assert not repeats("I I I w want the b book about a dog and a cat and a dog and a bird")
+    assert not repeats("")
+
+
+def test_silence_needs_no_second_guess():
+    options = TranscribeOptions()
+    window = transcription._Window([1], 0.0, avg_logprob=-0.5, compression_ratio=1.0, no_speech_prob=0.1)
+    needs = lambda **changes: transcription._needs_fallback(window._replace(**changes), options)
+    assert not needs()
+    assert needs(compression_ratio=2.5)
+    assert needs(avg_logprob=-1.1)
+    assert not needs(avg_logprob=-1.1, no_speech_prob=0.7)
+    loop = window._replace(compression_ratio=3.0, avg_logprob=-0.1)
+    vague = window._replace(avg_logprob=-1.2)
+    vaguer = window._replace(avg_logprob=-1.5)
+    assert transcription._best([loop, vaguer, vague, vaguer], options) is vague  # the calm and likely, not the last
+    assert transcription._best([loop, window], options) is window
+
+
+def test_temperatures_reach_one():
+    assert transcribe.temperatures(0.0, 0.2) == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    assert transcribe.temperatures(0.5, 0.0) == (0.5,)
+    assert transcribe.temperatures(1.5, 0.2) == (1.5,)
+
+
+def stems(*paths: str, suffixes=(".txt", ".json"), below=""):
+    return [p.as_posix() for p in output_stems([(Path("/" + p), Path(below)) for p in paths], suffixes)]
+
+
+def test_no_two_inputs_share_an_output():
+    assert stems("a/clip.wav", "a/other.wav") == ["clip", "other"]
+    assert stems("a/clip.wav", below="sub") == ["sub/clip"]
+    assert stems("a/clip.wav", "a/clip.mp3", "a/x.wav") == ["clip.wav", "clip.mp3", "x"]
+    assert stems("a/clip.wav", "b/clip.wav") == ["a/clip", "b/clip"]
+    assert stems("x/a/clip.wav", "y/a/clip.wav") == ["x/a/clip", "y/a/clip"]
+    assert stems("a/Clip.wav", "a/clip.mp3") == ["Clip.wav", "clip.mp3"]
+    german = [".txt", ".de.txt"]
+    assert stems("a/clip.wav", "a/clip.de.wav", suffixes=german) == ["clip.wav", "clip.de.wav"]
+    many = [f"{d}/{s}.{e}" for d in ("a", "b", "a/b") for s in ("clip", "clip.de", "clip.wav") for e in ("wav", "mp3")]
+    outputs = [f"{stem}{suffix}".lower() for stem in stems(*many, suffixes=german) for suffix in german]
+    assert len(set(outputs)) == len(outputs) == 36
+
+
+def segment(start: float, end: float, text: str, flags=()) -> Segment:
+    return Segment(start, end, text, [1], 0, 0.0, -0.2, 1.0, 0.01, list(flags))
+
+
+def test_formats_are_those_of_openai():
+    cues = [Cue(0.0, 2.5, "Hello."), Cue(3661.25, 3662.0, "a --> b")]
+    assert writers.to_txt(cues) == "Hello.\na --> b\n"
+    assert writers.to_srt(cues) == (
+        "1\n00:00:00,000 --> 00:00:02,500\nHello.\n\n2\n01:01:01,250 --> 01:01:02,000\na -> b\n\n"
+    )
+    assert writers.to_vtt(cues) == (
+        "WEBVTT\n\n00:00.000 --> 00:02.500\nHello.\n\n01:01:01.250 --> 01:01:02.000\na -> b\n\n"
+    )
+
+
+def test_translation_gets_whole_sentences():
+    parts = [segment(0, 2, " We went to"), segment(2, 3, " the shop."), segment(4, 5, " Then home.")]
+    cues = writers.sentences(Transcript("", parts, "en", 5.0, []))
+    assert cues == [Cue(0, 3, "We went to the shop."), Cue(4, 5, "Then home.")]
+    long = [segment(20 * i, 20 * i + 20, f" part {i}") for i in range(3)]
+    assert len(writers.sentences(Transcript("", long, "en", 60.0, []))) == 3  # a cue is not minutes long
+
+
+def test_writes_are_whole_or_nothing(tmp_path):
+    path = tmp_path / "new" / "clip.txt"
+    writers.write_atomically(path, "äöü\n")
+    with pytest.raises(UnicodeEncodeError):
+        writers.write_atomically(path, "broken \ud800")
+    assert path.read_text("utf-8") == "äöü\n"
+    assert [p.name for p in path.parent.iterdir()] == ["clip.txt"]
+
+
+@pytest.fixture(scope="module")
+def system() -> Recogniser:
+    return load_system(real_weights("tiny.en"))
+
+
+def run(system: Recogniser, sounds, **options) -> list:
+    """Transcripts, or the errors, in the order of `sounds`."""
+    out: list = [None] * len(sounds)
+
+    def read(sound):
+        if isinstance(sound, Exception):
+            raise sound
+        return sound
+
+    sources = [lambda s=s: read(s) for s in sounds]
+    for step in transcription.transcribe(system, sources, TranscribeOptions(**{"beam_size": 1} | options)):
+        assert 0 <= step.done <= step.total
+        out[step.index] = step.transcript or step.error or out[step.index]
+    return out
+
+
+def test_recordings_over_30_s_are_transcribed_whole_and_alike_in_a_batch(system):
+    speech = load_audio(JFK)  # 11 s
+    pause = np.zeros(SAMPLE_RATE, np.float32)
+    long = np.concatenate([speech, pause] * 4)  # 48 s
+    bad = AudioError("bad.wav: not a sound")
+    both = run(system, [long, bad, speech], batch_size=2)
+    assert both[1] is bad
+    assert both[2].text == SAID and both[2].flags == [] and both[2].duration_s == pytest.approx(11.0)
+    assert both[0].text.lower().count("fellow americans") == 4
+    times = [t for s in both[0].segments for t in (s.start, s.end)]
+    assert times == sorted(times) and times[-1] <= 48.0
+    assert {s.seek for s in both[0].segments} > {0}
+    assert both[0].text == run(system, [long])[0].text
+    prompted = run(system, [long], condition_on_previous_text=True)[0]
+    assert prompted.text.lower().count("ask not") == 4
+
+
+def test_doubts_are_flagged_and_nothing_is_dropped(system):
+    silence = np.zeros(3 * SAMPLE_RATE, np.float32)
+    quiet, stutter = run(
+        system, [silence, load_audio(JFK)], temperatures=(0.0,), no_speech_threshold=0.0, logprob_threshold=0.0
+    )
+    assert quiet.segments and quiet.flags == ["low_confidence", "no_speech"]
+    assert stutter.text == SAID and "low_confidence" in stutter.flags
+    loop = transcription._Window([1], 0.0, -0.1, compression_ratio=3.0, no_speech_prob=0.0)
+    assert transcription._flags(loop, "", TranscribeOptions()) == ["repetition"]
+
+
+def test_fallback_is_the_same_whatever_is_beside_it(system):
+    noise = 0.05 * np.random.default_rng(0).standard_normal(4 * SAMPLE_RATE).astype(np.float32)
+    options = {"logprob_threshold": -0.01, "no_speech_threshold": 1.1, "temperatures": (0.0, 1.0), "best_of": 2}
+    alone = run(system, [noise], **options)[0]
+    beside = run(system, [load_audio(JFK), noise], **options)[1]
+    assert [s.text for s in alone.segments] == [s.text for s in beside.segments]
+
+
+def test_command(system, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("jaxmoe.system.load_system", lambda *args: system)  # loaded once for all tests
+    monkeypatch.setattr("jaxmoe.compilation.enable_cache", lambda: None)  # conftest has one of its own
+    sound, _ = soundfile.read(JFK, dtype="float32")
+    folder, out = tmp_path / "in", tmp_path / "out"
+    (folder / "sub").mkdir(parents=True)
+    soundfile.write(folder / "jfk.wav", sound, SAMPLE_RATE)
+    soundfile.write(folder / "jfk.ogg", np.stack([sound, sound], 1), SAMPLE_RATE)
+    soundfile.write(folder / "sub" / "jfk.flac", sound, SAMPLE_RATE)
+    (folder / "text.wav").write_text("no sound")
+    (folder / "notes.md").write_text("not looked at")
+    arguments = [str(folder), "--output_dir", str(out), "--beam_size=1"]
+    assert transcribe.main(arguments) == 1
+    told = capsys.readouterr()
+    assert "text.wav" in told.err and "1 of 4 recordings failed" in told.err and "notes" not in told.err
+    assert "And so my fellow Americans" in told.out
+    made = sorted(p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file())
+    assert made == sorted(f"{s}.{f}" for s in ("jfk.ogg", "jfk.wav", "sub/jfk") for f in ("txt", "srt", "vtt", "json"))
+    content = json.loads((out / "jfk.wav.json").read_text("utf-8"))
+    assert content["text"] == SAID and content["language"] == "en" and content["flags"] == []
+    assert {"id", "seek", "start", "end", "text", "tokens", "avg_logprob", "flags"} <= content["segments"][0].keys()
+
+    (out / "jfk.wav.txt").write_text("corrected by hand")
+    (folder / "text.wav").unlink()
+    (out / "sub" / "jfk.srt").unlink()
+    assert transcribe.main([*arguments, "--skip_existing"]) == 0
+    assert (out / "jfk.wav.txt").read_text() == "corrected by hand"
+    assert (out / "sub" / "jfk.srt").exists()
+    assert "2 of 3 recordings are done already" in capsys.readouterr().err
+    assert transcribe.main([str(tmp_path / "none.wav"), "-o", str(out)]) == 1
+    assert "no such file" in capsys.readouterr().err
+
+
+def test_translation_beside_the_transcript(system, tmp_path, capsys, monkeypatch):
+    class Upper:  # stands at the seam of jaxmoe.mt.make; the engines have their own tests
+        name = "upper case"
+
+        def translate(self, texts):
+            if self.broken:
+                raise RuntimeError("the translator is gone")
+            return [t.upper() for t in texts]
+
+    monkeypatch.setattr("jaxmoe.system.load_system", lambda *args: system)
+    monkeypatch.setattr("jaxmoe.compilation.enable_cache", lambda: None)
+    monkeypatch.setattr("jaxmoe.mt.make", lambda *args, **kwargs: Upper())
+    arguments = [str(JFK), "-o", str(tmp_path), "--beam_size=1", "--translate_to=de", "--quiet"]
+    Upper.broken = True
+    assert transcribe.main(arguments) == 1
+    assert "jfk.flac: the translator is gone" in capsys.readouterr().err
+    assert {p.name for p in tmp_path.iterdir()} == {"jfk.txt", "jfk.srt", "jfk.vtt", "jfk.json"}
+    Upper.broken = False
+    assert transcribe.main([*arguments, "--skip_existing"]) == 0
+    assert (tmp_path / "jfk.de.txt").read_text() == SAID.upper() + "\n"
+    german = json.loads((tmp_path / "jfk.json").read_text())["translations"]["de"]
+    assert german["translator"] == "upper case" and german["text"] == SAID.upper()
+    assert (tmp_path / "jfk.de.srt").read_text().startswith("1\n00:00:00,000 --> 00:00:11,000\nAND SO")
+
+
+def test_an_interruption_leaves_what_is_done(system, tmp_path, monkeypatch):
+    def stop_after_one(*args):
+        for number, step in enumerate(transcription_transcribe(*args)):
+            yield step
+            if number == 0:
+                raise KeyboardInterrupt
+
+    transcription_transcribe = transcription.transcribe
+    monkeypatch.setattr("jaxmoe.system.load_system", lambda *args: system)
+    monkeypatch.setattr("jaxmoe.compilation.enable_cache", lambda: None)
+    monkeypatch.setattr("jaxmoe.transcription.transcribe", stop_after_one)
+    sound, _ = soundfile.read(JFK, dtype="float32")
+    for name in ("a.wav", "b.wav"):
+        soundfile.write(tmp_path / name, sound, SAMPLE_RATE)
+    out = tmp_path / "out"
+    files = [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
+    assert transcribe.main([*files, "-o", str(out), "--beam_size=1", "--batch_size=1", "-q", "-f", "txt"]) == 130
+    assert [p.name for p in out.iterdir()] == ["a.txt"]
+
+
+def test_ratio_of_repetition_is_openais():
+    assert segments.compression_ratio("Hello world. " * 20) > 2.4 > segments.compression_ratio(SAID)
+    assert segments.compression_ratio("") == 0.0
