@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxmoe import weights
 from jaxmoe.compilation import enable_cache
-from jaxmoe.data.audio import N_SAMPLES, load_audio, pad_or_trim
+from jaxmoe.data.audio import N_SAMPLES, load_audio, log_mel_spectrogram, pad_or_trim
 from jaxmoe.data.text import EnglishNormalizer
 from jaxmoe.model.decode import DecodingOptions, decode
 from jaxmoe.model.load import load_whisper
@@ -49,7 +49,8 @@ def windows(system: Recogniser, clips: list[Clip], size: int) -> list[tuple[jax.
     for at in range(0, len(clips), size):
         batch = clips[at : at + size]
         batch = batch + batch[:1] * (size - len(batch))
-        mel = system.log_mel(np.stack([pad_or_trim(c.samples) for c in batch]))
+        # As transformers' feature extractor pads: sound, not features.
+        mel = log_mel_spectrogram(np.stack([pad_or_trim(c.samples) for c in batch]), system.model.dims.n_mels)
         out.append((mel, np.array([len(c.samples) for c in batch])))
     return out
 

@@ -31,18 +31,18 @@ class Phase:
 
 PHASES: dict[str, Phase] = {
     "prepare": Phase("corpus", (), ("seed", "data", "demo", "manifest")),
-    "embed": Phase("embeddings", ("prepare",), ("model.backbone", "model.second", "embed")),
+    "embed": Phase("embeddings", ("prepare",), ("model.backbone", "embed")),
     "cluster": Phase("clusters", ("embed",), ("cluster", "model.num_experts")),
     "gate": Phase("gate", ("cluster",), ("gate", "model")),
     "experts": Phase("experts", ("gate",), ("experts",)),
     "joint": Phase("joint", ("experts",), ("joint",)),
     "baseline": Phase("baseline", ("embed",), ("baseline", "model")),
-    "evaluate": Phase("eval", ("joint", "baseline"), ("evaluate", "mt")),
+    "evaluate": Phase("eval", ("joint", "baseline"), ("evaluate", "mt", "model.second")),
     "report": Phase("report", ("evaluate",), ("report",)),
 }
 
 
-WITHOUT_EFFECT = {"num_workers", "log_every"}  # on any result
+WITHOUT_EFFECT = {"num_workers", "log_every", "second"}  # on what is trained
 
 
 def _value(config: ConfigDict, group: str) -> object:

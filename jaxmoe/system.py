@@ -9,12 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.data.audio import N_SAMPLES, SAMPLE_RATE, log_mel_spectrogram
+from jaxmoe.data.audio import HOP_LENGTH, N_SAMPLES, SAMPLE_RATE, log_mel_spectrogram, positions, window
 from jaxmoe.data.text import Tokenizer
 from jaxmoe.model.moe import MoEWhisper, make_moe, one_lora, resolve_dtype
 from jaxmoe.model.whisper import Whisper
-
-SAMPLES_PER_POSITION = 320  # of the encoder: a hop of 160, two frames a position
 
 
 class Recogniser:
@@ -25,35 +23,37 @@ class Recogniser:
       params: {"encoder", "decoder"}; they are put on the device in the model's dtype.
     """
 
-    margin_s: float | None = None  # silence after the audio that the decoder may attend to; None: all of the window
+    pads_features = True  # frames after the audio are 0, as in openai/whisper and faster-whisper, not those of silence
     short_timestamps = True  # whether recordings of one window are decoded with timestamps, as longer ones always are
 
     def __init__(self, name: str, model: Whisper, params: Any, tokenizer: Tokenizer) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
         self.params = jax.device_put(jax.tree.map(lambda x: jnp.asarray(x, model.dtype), params))
 
-    def log_mel(self, samples: np.ndarray) -> jax.Array:
-        """Input features of windows [B, 480000] padded with zeros -> [B, M, 3000]."""
-        return log_mel_spectrogram(samples, self.model.dims.n_mels)
+    def window(self, num_samples: int) -> int:
+        """Samples to which recordings of up to `num_samples` are padded."""
+        del num_samples
+        return N_SAMPLES
+
+    def log_mel(self, samples: np.ndarray, num_samples: np.ndarray) -> jax.Array:
+        """Input features of windows [B, n] padded with zeros -> [B, M, n / 160]."""
+        mel = log_mel_spectrogram(samples, self.model.dims.n_mels)
+        return _clear_padding(mel, num_samples // HOP_LENGTH) if self.pads_features else mel
 
     def encode(self, mel: jax.Array, num_samples: np.ndarray) -> tuple[jax.Array, jax.Array]:
         """Latents [B, S, D] and the embedding e [B, D], the mean over the positions that hold audio.
 
         Args:
-          mel: [B, M, 3000].
+          mel: [B, M, N].
           num_samples: [B], the samples of each window that are sound and not padding.
         """
-        weights = self._within(_positions(num_samples))
+        weights = _within(num_samples, mel.shape[2] // 2)
         return _encode(self.model, self.params, mel, jnp.asarray(weights, jnp.float32))
 
-    def cross_mask(self, num_samples: np.ndarray) -> np.ndarray | None:
-        """Encoder positions that the decoder may attend to, [B, S]; None for all."""
-        if self.margin_s is None:
-            return None
-        return self._within(_positions(num_samples) + int(self.margin_s * SAMPLE_RATE) // SAMPLES_PER_POSITION)
-
-    def _within(self, positions: np.ndarray) -> np.ndarray:
-        return np.arange(self.model.dims.n_audio_ctx)[None, :] < positions[:, None]
+    def cross_mask(self, num_samples: np.ndarray, size: int) -> np.ndarray | None:
+        """Which of `size` encoder positions the decoder may attend to, [B, S]; None for all."""
+        del num_samples, size
+        return None
 
     def gates(self, embedding: np.ndarray | jax.Array) -> np.ndarray | None:
         """Mixing weights [B, E] of the experts for embeddings [B, D]; None without experts."""
@@ -67,21 +67,37 @@ class Recogniser:
 
 
 class Adapted(Recogniser):
-    """A Whisper with a run's adapters, decoded as they were trained: without timestamps where one window is enough.
+    """A Whisper with a run's adapters, used as they were trained: without timestamps where one window is enough.
 
     Args:
       params: {"gate", "shared", "experts"} of `model`.
-      margin_s: config.embed.margin_s of the run, what its latents held after the audio.
+      context, margin_s: config.embed's of the run: how its latents were made.
     """
 
+    pads_features = False
     short_timestamps = False
 
     def __init__(
-        self, name: str, model: MoEWhisper, base: Any, tokenizer: Tokenizer, params: Any, margin_s: float
+        self,
+        name: str,
+        model: MoEWhisper,
+        base: Any,
+        tokenizer: Tokenizer,
+        params: Any,
+        *,
+        context: str,
+        margin_s: float,
     ) -> None:
         super().__init__(name, model.whisper, base, tokenizer)
-        self.mixture, self.adapters, self.margin_s = model, params, margin_s
+        self.mixture, self.adapters = model, params
+        self.context, self.margin_s = context, margin_s
         self._columns = model.columns(params)
+
+    def window(self, num_samples: int) -> int:
+        return window(num_samples, self.context, self.margin_s)
+
+    def cross_mask(self, num_samples: np.ndarray, size: int) -> np.ndarray | None:
+        return _within(num_samples + int(self.margin_s * SAMPLE_RATE), size)
 
     def _gates(self, embedding: np.ndarray | jax.Array) -> jax.Array:
         return self.mixture.gates(self.mixture.gate_logits(self.adapters, jnp.asarray(embedding)))
@@ -93,9 +109,14 @@ class Adapted(Recogniser):
         return self._columns, self.mixture.scales(self._gates(embedding))
 
 
-def _positions(num_samples: np.ndarray) -> np.ndarray:
-    """S' of each window [B]: the encoder positions that hold audio."""
-    return np.ceil(np.clip(num_samples, 1, N_SAMPLES) / SAMPLES_PER_POSITION).astype(int)
+def _within(num_samples: np.ndarray, size: int) -> np.ndarray:
+    """Which of `size` encoder positions lie within the first `num_samples` [B] -> [B, S]."""
+    return np.arange(size)[None, :] < positions(np.maximum(num_samples, 1))[:, None]
+
+
+@jax.jit
+def _clear_padding(mel: jax.Array, frames: jax.Array) -> jax.Array:
+    return jnp.where(jnp.arange(mel.shape[2])[None, None] < frames[:, None, None], mel, 0.0)
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -139,4 +160,6 @@ def _load_run(workdir: Path) -> Recogniser:
     if trained[0] == "baseline":
         model = one_lora(model, config["baseline"]["rank"])
     params = load_params(workdir / trained[0] / "params", jax.eval_shape(model.init, jax.random.key(0), base))
-    return Adapted(f"{workdir.name}/{trained[0]}", model, base, tokenizer, params, config["embed"]["margin_s"])
+    name, embed = f"{workdir.name}/{trained[0]}", config["embed"]
+    made = {k: embed[k] for k in ("context", "margin_s")}
+    return Adapted(name, model, base, tokenizer, params, **made)

@@ -48,7 +48,8 @@ class TranscribeOptions:
     seed: int = 0
 
 
-class Progress(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Progress:
     """How far a recording is: `done` of `total` seconds; `transcript` or `error` once it has ended."""
 
     index: int
@@ -134,10 +135,11 @@ def _decode_windows(system: Recogniser, jobs: list[_Job], options: TranscribeOpt
     """The next window of every job."""
     sound = [job.window() for job in jobs]
     fill = sound[:1] * ((1 << (len(jobs) - 1).bit_length()) - len(jobs))  # as decode pads: few programs to compile
-    samples = np.stack([pad_or_trim(x) for x in sound + fill])
     lengths = np.array([len(x) for x in sound + fill])
-    latents, embedding = system.encode(system.log_mel(samples), lengths)
-    mask = system.cross_mask(lengths)
+    size = system.window(int(lengths.max()))
+    samples = np.stack([pad_or_trim(x, size) for x in sound + fill])
+    latents, embedding = system.encode(system.log_mel(samples, lengths), lengths)
+    mask = system.cross_mask(lengths, latents.shape[1])
     windows: dict[int, _Window] = {}
     for timestamps in (True, False):
         at = [i for i, job in enumerate(jobs) if timestamps == (system.short_timestamps or job.frames > N_FRAMES)]
@@ -206,9 +208,9 @@ def _search(
         result = decode(
             system.model,
             system.params,
-            take(inputs.latents),
-            prompt=take(inputs.prompt),
-            token_mask=take(inputs.token_mask),
+            inputs.latents[todo],
+            prompt=inputs.prompt[todo],
+            token_mask=inputs.token_mask[todo],
             tokenizer=system.tokenizer,
             options=DecodingOptions(
                 beam_size=options.beam_size,

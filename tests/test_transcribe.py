@@ -17,7 +17,7 @@ from jaxmoe.writers import Cue, output_stems
 from tests.model.checkpoints import real_weights
 
 JFK = Path(__file__).parent / "data" / "jfk.flac"
-SAID = "And so my fellow Americans ask not what your country can do for you ask what you can do for your country."
+SAID = "And so my fellow Americans ask not what your country can do for you ask what you can do for your country"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +248,7 @@ def test_translation_beside_the_transcript(system, tmp_path, capsys, monkeypatch
     assert (tmp_path / "jfk.de.txt").read_text() == SAID.upper() + "\n"
     german = json.loads((tmp_path / "jfk.json").read_text())["translations"]["de"]
     assert german["translator"] == "upper case" and german["text"] == SAID.upper()
-    assert (tmp_path / "jfk.de.srt").read_text().startswith("1\n00:00:00,000 --> 00:00:11,000\nAND SO")
+    assert (tmp_path / "jfk.de.srt").read_text().startswith("1\n00:00:00,000 --> 00:00:10,740\nAND SO")
 
 
 def test_an_interruption_leaves_what_is_done(system, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ Shapes: B batch, n samples, M mel bins, N mel frames (n / 160).
 from collections.abc import Iterator
 import functools
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ N_FFT = 400  # samples, 25 ms
 HOP_LENGTH = 160  # samples, 10 ms
 N_SAMPLES = 480_000  # 30 s, the encoder's window
 N_FRAMES = N_SAMPLES // HOP_LENGTH  # 3000
+SAMPLES_PER_POSITION = 2 * HOP_LENGTH  # 320, of an encoder position
+WINDOWS_S = (4, 6, 8, 10, 12, 15, 20, 30)  # padded lengths of a trimmed context, one compilation each
 
 _BLOCK_S = 10  # seconds decoded at once
 _SUPPORTED = "WAV, FLAC, Ogg, MP3, M4A, WebM and what else libsndfile or FFmpeg decodes"
@@ -107,6 +110,25 @@ def _resample(path: Path, blocks: Blocks) -> np.ndarray:
     if not out:
         raise AudioError(f"{path}: found no samples, expected some speech; record it again.")
     return np.frombuffer(out, np.float32)
+
+
+def positions(samples: int | np.ndarray) -> Any:
+    """S': encoder positions that hold audio."""
+    return -(-samples // SAMPLES_PER_POSITION)
+
+
+def window(samples: int, context: str, margin_s: float) -> int:
+    """Samples to which a recording is padded for the encoder.
+
+    Args:
+      context: "full" for 30 s, as Whisper was trained; "trimmed" for the smallest of WINDOWS_S with a margin.
+      margin_s: silence that must follow the audio.
+    """
+    if context not in ("full", "trimmed"):
+        raise ValueError(f"config.embed.context={context!r}; expected full or trimmed.")
+    need = samples / SAMPLE_RATE + margin_s
+    fits = [w for w in WINDOWS_S if w >= need and context == "trimmed"]
+    return min(fits, default=30) * SAMPLE_RATE
 
 
 def pad_or_trim(samples: np.ndarray, length: int = N_SAMPLES) -> np.ndarray:

@@ -103,8 +103,8 @@ class _State(NamedTuple):
     sum_logprob: jax.Array  # [B, G]
     history: History
     done: jax.Array  # [B, G], the hypothesis (greedy, sampling) or the row's search (beam) has ended
-    ended_tokens: jax.Array  # [B, G, T]
-    ended_logprob: jax.Array  # [B, G], -inf where empty
+    ended_tokens: jax.Array  # [B, 2 G, T]: up to G - 1 from earlier steps and G from the last
+    ended_logprob: jax.Array  # [B, 2 G], -inf where empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +157,8 @@ def _start(
         sum_logprob=jnp.tile(first_only[None], (b, 1)) if search.kind == "beam" else jnp.zeros((b, g)),
         history=search.rules.start((b, g)),
         done=jnp.repeat(~live[:, None], g, axis=1),
-        ended_tokens=full(eot, jnp.int32, b, g, t),
-        ended_logprob=full(-jnp.inf, jnp.float32, b, g),
+        ended_tokens=full(eot, jnp.int32, b, 2 * g, t),
+        ended_logprob=full(-jnp.inf, jnp.float32, b, 2 * g),
     )
     return context, state, no_speech_prob
 
@@ -199,9 +199,10 @@ def _choose(search: _Search, context: _Context, state: _State) -> tuple[jax.Arra
 
 
 def _extend(search: _Search, context: _Context, state: _State) -> tuple[jax.Array, _State]:
-    """Beam search: the G best continuations of a row; better ones that end are put aside, at most G in all.
+    """Beam search: the G best continuations of a row; those that end and are among its G best are put aside.
 
-    A row is done when G have ended (patience 1). Source: BeamSearchDecoder.update of openai/whisper.
+    A row is done when G have ended (patience 1). Source: CTranslate2's BeamSearch::search, src/decoding.cc;
+    openai/whisper also lets those end that are worse than the G best but better than the last survivor.
     """
     g, eot = search.group, search.rules.eot
     logits = search.rules(state.logits, state.history, state.step)  # [B, G, V]
@@ -215,16 +216,17 @@ def _extend(search: _Search, context: _Context, state: _State) -> tuple[jax.Arra
     source = index // k  # the beam that each one continues
     token = jnp.take_along_axis(token.reshape(-1, g * k), index, axis=1)
 
-    ends = (ending > best[:, -1:]) & ~state.done  # ranked above the last survivor
+    better = [(x[:, None] > ending[:, :, None]).sum(2) for x in (best, ending)]  # than each that would end, [B, G]
+    ends = (better[0] + better[1] < g) & ~state.done
     order = jnp.argsort(jnp.where(ends, -ending, jnp.inf), axis=1)
     ends, ending = (jnp.take_along_axis(x, order, axis=1) for x in (ends, ending))
     taken = jnp.isfinite(state.ended_logprob).sum(1, keepdims=True)  # [B, 1]
-    slot = jnp.where(ends, taken + jnp.arange(g)[None], g)  # slots past the last are dropped
+    slot = jnp.where(ends, taken + jnp.arange(g)[None], 2 * g)  # 2 G: dropped
     rows = jnp.arange(slot.shape[0])[:, None]
     prefix = jnp.take_along_axis(state.tokens, order[..., None], axis=1)
     ended_logprob = state.ended_logprob.at[rows, slot].set(ending, mode="drop")
     ended_tokens = state.ended_tokens.at[rows, slot].set(prefix, mode="drop")
-    done = jnp.isfinite(ended_logprob).all(axis=1, keepdims=True) | state.done
+    done = (jnp.isfinite(ended_logprob).sum(1, keepdims=True) >= g) | state.done
 
     pick = lambda x: jnp.take_along_axis(x, source, axis=1)
     tokens = jnp.take_along_axis(state.tokens, source[..., None], axis=1)
@@ -282,15 +284,12 @@ def _collect(search: _Search, state: _State, rows: int, length_penalty: float | 
 
     out = []
     for row in range(rows):
-        found = [
-            Hypothesis(text(ended[row, i]), float(ended_logprob[row, i]))
-            for i in range(search.group)
-            if np.isfinite(ended_logprob[row, i])
-        ]
-        for i in np.argsort(-logprob[row], kind="stable")[: search.group - len(found)]:
+        full = np.flatnonzero(np.isfinite(ended_logprob[row]))
+        found = [Hypothesis(text(ended[row, i]), float(ended_logprob[row, i])) for i in full]
+        for i in np.argsort(-logprob[row], kind="stable")[: max(search.group - len(found), 0)]:
             if np.isfinite(logprob[row, i]):
                 found.append(Hypothesis(text(tokens[row, i]), float(logprob[row, i])))
-        out.append(sorted(found, key=lambda h: -_score(h, length_penalty)))
+        out.append(sorted(found, key=lambda h: -_score(h, length_penalty))[: search.group])
     return out
 
 
@@ -328,25 +327,12 @@ def decode(
     Raises:
       ValueError: if the prompt leaves no room or sampling has no key.
     """
-    rows = latents.shape[0]
-    ids = np.asarray(prompt, np.int32)
-    ids = np.tile(ids, (rows, 1)) if ids.ndim == 1 else ids
-    room = model.dims.n_text_ctx - ids.shape[1]
-    if room < 1:
-        raise ValueError(f"prompt of {ids.shape[1]} tokens: expected less than {model.dims.n_text_ctx}.")
-    sampling = options.temperature > 0
-    if sampling and key is None:
+    rows, ids, mask = latents.shape[0], *_prompt_rows(prompt, token_mask, latents.shape[0])
+    search = _make_search(model, tokenizer, options, ids.shape[1])
+    if search.kind == "sample" and key is None:
         raise ValueError(f"temperature={options.temperature} samples: give a key.")
-    if sampling and key.ndim == 0:  # type: ignore[union-attr]
+    if key is not None and key.ndim == 0:
         key = jax.random.split(key, rows)
-    kind = "sample" if sampling else "beam" if options.beam_size > 1 else "greedy"
-    group = options.best_of if sampling else options.beam_size
-    rules = LogitRules.make(
-        tokenizer, timestamps=options.timestamps, suppress=options.suppress,
-        max_initial_timestamp_s=options.max_initial_timestamp_s,
-    )  # fmt: skip
-    mask = np.ones(ids.shape, bool) if token_mask is None else np.asarray(token_mask, bool)
-    search = _Search(model.dims, model.dtype, rules, group, min(options.max_tokens, room), kind)
     full = 1 << (rows - 1).bit_length()
     context = _Context(
         params=base_params["decoder"],
@@ -355,16 +341,20 @@ def decode(
         cross=None,
         cross_mask=_pad_rows(cross_mask, full),
         token_mask=_pad_rows(mask, full),
-        keys=_pad_rows(key if sampling else None, full),
+        keys=_pad_rows(key if search.kind == "sample" else None, full),
         temperature=jnp.float32(options.temperature),
     )
-    sot = int(np.flatnonzero(ids[0] == tokenizer.sot)[-1])
     context, state, no_speech = _start(
-        search, context, _pad_rows(latents, full), _pad_rows(ids, full), jnp.arange(full) < rows,
-        sot_index=sot, no_speech=tokenizer.no_speech,
-    )  # fmt: skip
+        search,
+        context,
+        _pad_rows(latents, full),
+        _pad_rows(ids, full),
+        jnp.arange(full) < rows,
+        sot_index=int(np.flatnonzero(ids[0] == tokenizer.sot)[-1]),
+        no_speech=tokenizer.no_speech,
+    )
     for stage in (*(s for s in STAGES if s < search.max_tokens), search.max_tokens):
-        state = _run(search, context, _grow(state, ids.shape[1] + stage * group), stage=stage)
+        state = _run(search, context, _grow(state, ids.shape[1] + stage * search.group), stage=stage)
         if bool(state.done.all()):
             break
     nbest = _collect(search, state, rows, options.length_penalty)
@@ -377,3 +367,27 @@ def decode(
         no_speech_prob=np.asarray(no_speech)[:rows],
         nbest=nbest,
     )
+
+
+def _prompt_rows(
+    prompt: Sequence[int] | np.ndarray, token_mask: np.ndarray | None, rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Prompt and mask as [B, P]."""
+    ids = np.asarray(prompt, np.int32)
+    ids = np.tile(ids, (rows, 1)) if ids.ndim == 1 else ids
+    return ids, np.ones(ids.shape, bool) if token_mask is None else np.asarray(token_mask, bool)
+
+
+def _make_search(model: Whisper, tokenizer: SpecialTokens, options: DecodingOptions, prompt_length: int) -> _Search:
+    room = model.dims.n_text_ctx - prompt_length
+    if room < 1:
+        raise ValueError(f"prompt of {prompt_length} tokens: expected less than {model.dims.n_text_ctx}.")
+    rules = LogitRules.make(
+        tokenizer,
+        timestamps=options.timestamps,
+        suppress=options.suppress,
+        max_initial_timestamp_s=options.max_initial_timestamp_s,
+    )
+    kind = "sample" if options.temperature > 0 else "beam" if options.beam_size > 1 else "greedy"
+    group = options.best_of if kind == "sample" else options.beam_size
+    return _Search(model.dims, model.dtype, rules, group, min(options.max_tokens, room), kind)

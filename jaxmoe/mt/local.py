@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 INSTRUCTION = "You translate English into German. Answer with the translation only."
-# Written for this project; none occurs, nearly or exactly, in the demo corpus. Their keys and values are computed once, so
-# that ten cost hardly more than three.
+# Written for this project; none occurs, nearly or exactly, in the demo corpus. Their keys and values are computed once,
+# so that ten cost hardly more than three.
 SHOTS = (
     ("The shop around the corner sells fresh bread.", "Der Laden um die Ecke verkauft frisches Brot."),
     ("Her brother moved to the coast two years ago.", "Ihr Bruder ist vor zwei Jahren an die Küste gezogen."),

@@ -18,35 +18,17 @@ import numpy as np
 
 from jaxmoe import sharding
 from jaxmoe.data import prepared
-from jaxmoe.data.audio import HOP_LENGTH, N_SAMPLES, SAMPLE_RATE, log_mel_spectrogram
+from jaxmoe.data.audio import (
+    N_SAMPLES,
+    SAMPLE_RATE,
+    SAMPLES_PER_POSITION,
+    log_mel_spectrogram,
+    positions,
+    window,
+)
 from jaxmoe.data.embeddings import SHARD_ROWS, write_shard
 from jaxmoe.model.whisper import Whisper
 from jaxmoe.train.setup import Backbone, embeddings_folder, load_backbone
-
-POSITION = 2 * HOP_LENGTH  # 320 samples an encoder position
-WINDOWS_S = (
-    4,
-    6,
-    8,
-    10,
-    12,
-    15,
-    20,
-    30,
-)  # padded lengths of a trimmed context, one compilation each
-
-
-def positions(samples: int) -> int:
-    """S': encoder positions that hold audio."""
-    return -(-samples // POSITION)
-
-
-def window(samples: int, context: str, margin_s: float) -> int:
-    """Samples to which a recording is padded: 30 s, or the smallest window with `margin_s` of silence after it."""
-    if context == "full":
-        return N_SAMPLES
-    need = samples / SAMPLE_RATE + margin_s
-    return next((w for w in WINDOWS_S if w >= need), WINDOWS_S[-1]) * SAMPLE_RATE
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -55,8 +37,8 @@ def encode(
 ) -> tuple[jax.Array, jax.Array]:
     """Audio [B, n] (zero-padded), true lengths [B] -> latents [B, n / 320, D], depths [B, L + 2, D]."""
     mel = log_mel_spectrogram(audio, model.dims.n_mels)
-    at = jnp.arange(audio.shape[1] // POSITION)
-    weights = (at[None] < -(-samples[:, None] // POSITION)).astype(jnp.float32)
+    at = jnp.arange(audio.shape[1] // SAMPLES_PER_POSITION)
+    weights = (at[None] < -(-samples[:, None] // SAMPLES_PER_POSITION)).astype(jnp.float32)
     run = lambda m, *args: m.encoder(*args)
     return model.apply({"params": base}, mel, weights, method=run)
 
@@ -75,7 +57,7 @@ def _embed_shard(
     order = sorted(range(len(rows)), key=lambda i: (sizes[i], i))
     latents: dict[int, np.ndarray] = {}
     depths: dict[int, np.ndarray] = {}
-    margin = int(config.embed.margin_s * SAMPLE_RATE) // POSITION
+    margin = int(config.embed.margin_s * SAMPLE_RATE) // SAMPLES_PER_POSITION
     for size in sorted(set(sizes)):
         group = [i for i in order if sizes[i] == size]
         for start in range(0, len(group), b):
@@ -113,7 +95,7 @@ def embed_split(config: ConfigDict, workdir: Path, backbone: Backbone, split: st
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    """Embeds all splits with the backbone, and the evaluation split with the second backbone if there is one."""
+    """Embeds all splits with the run's backbone."""
     backbone = load_backbone(config)
     long = []
     for split in ("train", "validation", "evaluation"):
@@ -122,6 +104,3 @@ def run(config: ConfigDict, workdir: Path) -> None:
     path.write_text("".join(json.dumps(x) + "\n" for x in long))
     if long:
         print(f"{len(long)} recordings are over 30 s: listed in {path}")
-    if config.model.second:
-        del backbone
-        embed_split(config, workdir, load_backbone(config, config.model.second), "evaluation")

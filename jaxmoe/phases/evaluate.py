@@ -69,32 +69,58 @@ def recogniser(config: ConfigDict, workdir: Path, system: System) -> tuple[Backb
         params = load_params(workdir / phase / "params", like)
     except FileNotFoundError as error:
         raise NotRun(f"--phase={phase} has not been run") from error
-    return backbone, Adapted(system.key, model, backbone.base, backbone.tokenizer, params, config.embed.margin_s)
+    return backbone, Adapted(
+        system.key, model, backbone.base, backbone.tokenizer, params, **_only(config.embed, "context", "margin_s")
+    )
+
+
+def _only(group: ConfigDict, *names: str) -> dict[str, Any]:
+    return {name: group[name] for name in names}
 
 
 def recognise(config: ConfigDict, workdir: Path, system: System, items: Sequence[Row]) -> list[Row]:
-    """Transcripts of the evaluation split by one system, in the order of `items`: id, hypothesis, gates, figures."""
+    """Transcripts of the evaluation split by one system, in the order of `items`: id, hypothesis, gates, figures.
+
+    Adapted systems read the latents they were trained on. A bare Whisper hears the audio as anybody would run it:
+    windows of 30 s, timestamps, fallback.
+    """
     from tqdm import tqdm
 
     backbone, model = recogniser(config, workdir, system)
-    embeddings = Embeddings(embeddings_folder(workdir, backbone.name, "evaluation"))
-    options = TranscribeOptions(beam_size=config.evaluate.beam_size, batch_size=config.evaluate.batch_size)
+    c = config.evaluate
+    options = TranscribeOptions(
+        beam_size=c.beam_size, best_of=1, batch_size=c.batch_size, temperatures=tuple(c.temperatures)
+    )
+    with tqdm(total=len(items), desc=f"recognise {system.key}", unit="utt") as bar:
+        out: dict[str, Row] = {}
+        if isinstance(model, Adapted):
+            embeddings = Embeddings(embeddings_folder(workdir, backbone.name, "evaluation"))
+            out = _from_latents(model, embeddings, items, options, bar.update)
+        out |= _from_audio(model, workdir, [x for x in items if x["id"] not in out], options, bar.update)
+    return [out[x["id"]] for x in items]
+
+
+def _from_latents(
+    model: Adapted,
+    embeddings: Embeddings,
+    items: Sequence[Row],
+    options: TranscribeOptions,
+    update: Callable[[int], Any],
+) -> dict[str, Row]:
     short = [x["id"] for x in items if x["id"] in embeddings.row]
     short.sort(key=lambda id_: embeddings.length(embeddings.row[id_]))
-    out: dict[str, Row] = {}
-    with tqdm(total=len(items), desc=f"recognise {system.key}", unit="utt") as bar:
-        for start in range(0, len(short), options.batch_size):
-            ids = short[start : start + options.batch_size]
-            rows = [embeddings.row[i] for i in ids]
-            latents, mask = pad([embeddings.latents(r) for r in rows])
-            embedding = embeddings.pooled[rows]
-            windows = decode_latents(model, latents, mask, embedding, options)
-            gates = model.gates(embedding)
-            for i, (id_, window) in enumerate(zip(ids, windows, strict=True)):
-                out[id_] = {"id": id_, **window, "gates": None if gates is None else gates[i].tolist()}
-            bar.update(len(ids))
-        out.update(_long(model, workdir, [x for x in items if x["id"] not in out], options, bar.update))
-    return [out[x["id"]] for x in items]
+    out = {}
+    for start in range(0, len(short), options.batch_size):
+        ids = short[start : start + options.batch_size]
+        rows = [embeddings.row[i] for i in ids]
+        latents, mask = pad([embeddings.latents(r) for r in rows])
+        embedding = embeddings.pooled[rows]
+        windows = decode_latents(model, latents, mask, embedding, options)
+        gates = model.gates(embedding)
+        for i, (id_, window) in enumerate(zip(ids, windows, strict=True)):
+            out[id_] = {"id": id_, **window, "gates": None if gates is None else gates[i].tolist()}
+        update(len(ids))
+    return out
 
 
 def pad(latents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -107,14 +133,14 @@ def pad(latents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return padded, mask
 
 
-def _long(
+def _from_audio(
     model: Recogniser,
     workdir: Path,
     items: Sequence[Row],
     options: TranscribeOptions,
     update: Callable[[int], Any],
 ) -> dict[str, Row]:
-    """Recordings over 30 s, which have no latents: window by window from the audio."""
+    """Window by window from the audio: bare Whispers, and recordings over 30 s, which have no latents."""
     if not items:
         return {}
     source = prepared.open_split(workdir, "evaluation")
@@ -182,6 +208,7 @@ def _kept(path: Path, items: Sequence[Row]) -> list[Row]:
 
 
 def _write_lines(path: Path, rows: Sequence[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in rows))
     os.replace(temporary, path)
