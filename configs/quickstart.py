@@ -13,7 +13,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     c.data = dict(
         corpus="demo",  # demo or manifest
         path="",  # of the corpus, where it has one
-        pretrain_share=0.4,  # of train, for clusters, gate and experts; 0.2 for a corpus of hours rather than minutes
+        pretrain_share=0.5,  # of train, for clusters, gate and experts; 0.2 for a corpus of hours rather than minutes
         min_seconds=0.3,
         max_seconds=600.0,
         max_clipped=0.1,  # share of samples at full scale
@@ -51,7 +51,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         pca=50,
         umap_dim=8,
         neighbors=30,
-        min_cluster_share=0.05,
+        min_cluster_share=0.03,  # of the utterances; clusters beyond num_experts are merged
         min_samples=5,
         noise="soft",  # or "drop"
     )

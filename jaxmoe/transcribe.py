@@ -212,7 +212,7 @@ def _translator(args: argparse.Namespace) -> "Translator":
     from jaxmoe import mt, weights
 
     # Whoever asks for DeepL by name has read in --help that texts are sent there.
-    cache = weights.cache_folder() / "mt.sqlite"
+    cache = weights.cache_folder() / "translations.sqlite"
     return mt.make(args.mt, args.mt_model, acknowledge_privacy=args.mt == "deepl", cache_path=cache)
 
 
