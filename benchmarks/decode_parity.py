@@ -1,6 +1,6 @@
 """Our search beside transformers' and faster-whisper's: the same weights, the same clips.
 
-COMMAND: python benchmarks/decode_parity.py --csv=CLIPS.csv [--model=tiny.en] [--only=PART_OF_PATH] [--skip=greedy|beam]
+COMMAND: python benchmarks/decode_parity.py [--csv=CLIPS.csv] [--model=tiny.en] [--only=PART_OF_PATH] [--skip=greedy|beam]
 The CSV has columns path (relative to it) and transcript. Greedy: how many clips give transformers' tokens exactly
 (no timestamps, its own suppress lists). Beam 5: WER of both; faster-whisper in float32, temperature 0, no fallback, no
 prompt from earlier text; speeds in clips/s, encoder included, ours after compilation.
@@ -158,7 +158,8 @@ def compare_beam(name: str, system: Recogniser, clips: list[Clip], batch_size: i
 
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--csv", type=Path, required=True)
+    clips = Path(__file__).parents[1] / "tests" / "data" / "clips.csv"
+    p.add_argument("--csv", type=Path, default=clips)
     p.add_argument("--model", default="tiny.en")
     p.add_argument("--only", default="", help="clips whose path contains this")
     p.add_argument("--batch_size", type=int, default=8)

@@ -84,6 +84,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     if variant == "smoke":
         c.demo.update(train_speakers_per_voice=1, held_out_speakers_per_voice=2)
         c.demo.update(train_utterances=2, validation_utterances=1, evaluation_utterances=1)
+        c.data.pretrain_share, c.cluster.min_samples = 1.0, 2
         for phase in ("gate", "experts", "joint", "baseline"):
             c[phase].update(steps=4, log_every=2, save_every=2)
         c.experts.batch_size = c.joint.batch_size = c.baseline.batch_size = 4

@@ -48,7 +48,7 @@ VOICES = (
 def _member(archive: tarfile.TarFile, name: str) -> bytes:
     file = archive.extractfile(name)
     if file is None:
-        raise ValueError(f"{archive.name}: no file {name}")
+        raise ValueError(f"{archive.name!r}: no file {name}")
     return file.read()
 
 
