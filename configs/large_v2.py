@@ -47,8 +47,9 @@ def get_config() -> ConfigDict:
         pca=50,
         umap_dim=8,
         neighbors=30,
-        min_cluster_share=0.05,
+        min_cluster_share=0.03,
         min_samples=5,
+        selection="leaf",  # or "eom"
         noise="soft",
     )
     training = dict(warmup=500, weight_decay=0.01, clip_norm=1.0, log_every=50, save_every=500)

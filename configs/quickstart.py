@@ -53,16 +53,17 @@ def get_config(variant: str = "full") -> ConfigDict:
         neighbors=30,
         min_cluster_share=0.03,  # of the utterances; clusters beyond num_experts are merged
         min_samples=5,
+        selection="leaf",  # or "eom"
         noise="soft",  # or "drop"
     )
     training = dict(warmup=10, weight_decay=0.01, clip_norm=1.0, log_every=10, save_every=50)
     c.gate = dict(steps=200, batch_size=64, lr=1e-3, class_balance=0.5, **training)
-    c.experts = dict(steps=60, batch_size=16, lr=5e-4, **training)
+    c.experts = dict(steps=40, batch_size=16, lr=5e-4, **training)
     c.joint = dict(
         steps=140, batch_size=16, lr=5e-4, balance=0.01, z=0.001, align=0.1, temperature=1.0, **training
     )
     # rank 0: as many parameters as the mixture
-    c.baseline = dict(steps=200, batch_size=16, lr=5e-4, rank=0, **training)
+    c.baseline = dict(steps=180, batch_size=16, lr=5e-4, rank=0, **training)
     c.mt = dict(
         engine="local",  # local, deepl or none
         model="qwen2.5-coder-1.5b-instruct",

@@ -14,9 +14,10 @@ def blobs():
     return points, np.repeat(np.arange(4), 30)
 
 
-def test_hdbscan_finds_the_blobs_and_memberships_agree(blobs):
+@pytest.mark.parametrize("selection", ["leaf", "eom"])
+def test_hdbscan_finds_the_blobs_and_memberships_agree(blobs, selection):
     points, _ = blobs
-    clusterer = cluster.fit_hdbscan(points, 0.1, 5)
+    clusterer = cluster.fit_hdbscan(points, 0.1, 5, selection)
     labels = clusterer.labels_
     assert labels.max() == 3
     mapping = cluster.merge_to(points, labels, 10)
