@@ -189,6 +189,8 @@ class EnglishNormalizer:
     """
 
     def __init__(self) -> None:
+        # At import it advises to install PyTorch, which nothing here needs.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
         spelling = json.loads((Path(__file__).parent / "english.json").read_text("utf-8"))
