@@ -1,6 +1,6 @@
 """Our search beside transformers' and faster-whisper's: the same weights, the same clips.
 
-COMMAND: python benchmarks/decode_parity.py [--csv=CLIPS.csv] [--model=tiny.en] [--only=PART_OF_PATH] [--skip=greedy|beam]
+COMMAND: python benchmarks/decode_parity.py [--csv=CLIPS.csv] [--model=tiny.en] [--only=PART] [--skip=greedy|beam]
 The CSV has columns path (relative to it) and transcript. Greedy: how many clips give transformers' tokens exactly
 (no timestamps, its own suppress lists). Beam 5: WER of both; faster-whisper in float32, temperature 0, no fallback, no
 prompt from earlier text; speeds in clips/s, encoder included, ours after compilation.

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 import functools
 import json
+import os
 from pathlib import Path
 import re
 
