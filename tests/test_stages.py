@@ -30,11 +30,11 @@ def test_a_changed_field_runs_what_depends_on_it_and_keeps_the_old(traced, tmp_p
     stages.run_all(config, tmp_path)
     (tmp_path / "joint" / "params").write_text("old")
     traced.clear()
-    config.experts.lr = 2e-4
+    config.experts.lr, before = 2e-4, config.experts.lr
     stages.run_all(config, tmp_path)
     assert traced == ["experts", "joint", "evaluate", "report"]
     assert (tmp_path / "joint.previous" / "params").read_text() == "old"
-    assert "config.experts.lr 0.001 -> 0.0002" in capsys.readouterr().out
+    assert f"config.experts.lr {before} -> 0.0002" in capsys.readouterr().out
 
 
 def test_a_phase_whose_needs_are_missing_says_which(traced, tmp_path):

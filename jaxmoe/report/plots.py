@@ -148,7 +148,8 @@ def _effective_experts(row: dict[str, Any]) -> float | None:
 def training_curves(workdir: Path) -> list[dict[str, str]]:
     """Loss over steps for every WORKDIR/<phase>/metrics.jsonl: [{"title", "picture"}]."""
     out = []
-    for path in sorted(workdir.glob("*/metrics.jsonl"), key=lambda p: (_ORDER.get(p.parent.name, 9), p)):
+    paths = [p for p in workdir.glob("*/metrics.jsonl") if p.parent.suffix != ".previous"]
+    for path in sorted(paths, key=lambda p: (_ORDER.get(p.parent.name, 9), p)):
         rows = [r for _, r in read_jsonl(path, growing=True) if isinstance(r.get("loss"), int | float)]
         if len(rows) < 2:
             continue
@@ -156,8 +157,11 @@ def training_curves(workdir: Path) -> list[dict[str, str]]:
         figure = _figure(4.2, 2.7)
         axes = figure.subplots()
         axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color=COLOURS[0], linewidth=1.6)
+        held_out = [(r["step"], r["validation_nll"]) for r in rows if "validation_nll" in r]
+        if held_out:
+            axes.plot(*zip(*held_out, strict=True), color=COLOURS[0], linestyle=":", marker="o", markersize=3)
         axes.set_xlabel("step")
-        axes.set_ylabel("loss")
+        axes.set_ylabel("loss (dotted: validation)" if held_out else "loss")
         alive = [(r["step"], experts) for r in rows if (experts := _effective_experts(r)) is not None]
         if len(alive) > 1:
             twin = axes.twinx()

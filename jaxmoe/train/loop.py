@@ -43,9 +43,16 @@ class MetricsWriter:
         self.events.close()
 
 
-def _to_python(metrics: Metrics) -> dict[str, Any]:
-    host = jax.tree.map(np.asarray, jax.device_get(metrics))
-    return {k: v.tolist() if v.ndim else float(v) for k, v in host.items()}
+def _mean(recent: list[Metrics]) -> dict[str, Any]:
+    """Metrics averaged over the steps since the last line: batches differ in length, and so in loss."""
+    host = jax.device_get(recent)
+    means = {k: np.mean([m[k] for m in host], axis=0) for k in host[0]}
+    return {k: v.tolist() if v.ndim else float(v) for k, v in means.items()}
+
+
+def _first_bad(recent: list[Metrics]) -> int:
+    """Index of the first step whose loss is not finite."""
+    return next(i for i, m in enumerate(recent) if not np.isfinite(m["loss"]))
 
 
 def fit(
@@ -84,16 +91,18 @@ def fit(
     jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(whole, whole))
     writer = MetricsWriter(folder, start)
     began, seen = time.perf_counter(), start
+    recent: list[Metrics] = []
     bar = tqdm(total=steps, initial=start, desc=folder.name, unit="step", mininterval=2.0)
     for number in range(start + 1, steps + 1):
         state, metrics = jitted(state, base, sharding.put_batch(next(batches), mesh))
         bar.update()
+        recent.append(metrics)
         if number % log_every == 0 or number == steps:
-            values = _to_python(metrics)
+            values = _mean(recent)
             if not np.isfinite(values["loss"]):
                 checkpointer.close()
                 raise FloatingPointError(
-                    f"{folder.name}: loss is {values['loss']} at step {number}; lower "
+                    f"{folder.name}: the loss is not finite at step {seen + 1 + _first_bad(recent)}; lower "
                     f"config.{folder.name}.lr or look at the batch that step read."
                 )
             elapsed = time.perf_counter() - began
@@ -102,7 +111,7 @@ def fit(
                 values.update(evaluate(state.params))
             writer.write(number, values)
             bar.set_postfix(loss=f"{values['loss']:.3f}")
-            began, seen = time.perf_counter(), number
+            began, seen, recent = time.perf_counter(), number, []
         if number % save_every == 0 or number == steps:
             checkpointer.save(number, state, batches, {"phase": folder.name})
     bar.close()
