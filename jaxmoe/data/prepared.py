@@ -141,10 +141,11 @@ def _builder_class() -> Any:
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            return {name: ((row["id"], row) for row in rows) for name, rows in self.rows.items()}
+            return {name: self._generate_examples(rows) for name, rows in self.rows.items()}
 
-        def _generate_examples(self) -> Any:
-            raise NotImplementedError  # _split_generators gives the examples itself
+        def _generate_examples(self, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
+            for row in rows:
+                yield row["id"], row
 
     return Speech
 
