@@ -19,11 +19,16 @@ from ml_collections import ConfigDict
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """A phase: its module in jaxmoe.phases, the folder it fills, the phases it needs, the config groups it reads."""
+    """A phase: its module in jaxmoe.phases, the folder it fills, the phases it needs, the config groups it reads.
+
+    `wanted` names the field ("cascade.steps") that turns an optional phase on: while it is 0, False or "", `all` leaves
+    the phase out and the phases that need it do without.
+    """
 
     folder: str
     needs: tuple[str, ...]
     groups: tuple[str, ...]
+    wanted: str = ""
 
     def run(self, name: str) -> Callable[[ConfigDict, Path], None]:
         return importlib.import_module(f"jaxmoe.phases.{name}").run
@@ -54,11 +59,22 @@ def _value(config: ConfigDict, group: str) -> object:
     return {k: v for k, v in value.to_dict().items() if k not in WITHOUT_EFFECT}
 
 
+def is_wanted(config: ConfigDict, name: str) -> bool:
+    """Whether the configuration asks for the phase; those that are not optional always are."""
+    field = PHASES[name].wanted
+    return not field or bool(_value(config, field))
+
+
+def needs(config: ConfigDict, name: str) -> list[str]:
+    """The phases that must have been done before."""
+    return [need for need in PHASES[name].needs if is_wanted(config, need)]
+
+
 def settings(config: ConfigDict, name: str) -> dict[str, object]:
     """All that the result of a phase depends on: group -> value, with those of the phases it needs."""
     phase = PHASES[name]
     out: dict[str, object] = {}
-    for need in phase.needs:
+    for need in needs(config, name):
         out.update(settings(config, need))
     return out | {group: _value(config, group) for group in phase.groups}
 
@@ -93,7 +109,7 @@ def run(config: ConfigDict, workdir: Path, name: str, force: bool = False) -> No
     Raises:
       FileNotFoundError: if a phase it needs has not been done, naming it.
     """
-    for need in PHASES[name].needs:
+    for need in needs(config, name):
         if not _record(workdir, need).get("done"):
             raise FileNotFoundError(
                 f"--phase={name} needs --phase={need}, which has not been done in {workdir}; "
@@ -132,6 +148,9 @@ def _changes(record: dict, now: dict[str, object]) -> str:
 def run_all(config: ConfigDict, workdir: Path, force: bool = False) -> None:
     """Runs what is missing, in order; says what is skipped and why."""
     for number, name in enumerate(PHASES, 1):
+        if not is_wanted(config, name):
+            print(f"[{number}/{len(PHASES)}] {name}: skipped, config.{PHASES[name].wanted} turns it off")
+            continue
         if is_done(config, workdir, name) and not force:
             print(f"[{number}/{len(PHASES)}] {name}: skipped, done already with this configuration")
             continue

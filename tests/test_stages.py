@@ -57,3 +57,19 @@ def test_a_killed_phase_is_not_done_and_keeps_its_files(traced, tmp_path, monkey
     monkeypatch.setattr(stages.Phase, "run", lambda self, name: lambda c, w: None)
     stages.run(config, tmp_path, "prepare")
     assert (tmp_path / "corpus" / "half").exists() and stages.is_done(config, tmp_path, "prepare")
+
+
+def test_an_optional_phase_runs_when_the_configuration_wants_it(traced, tmp_path, monkeypatch, capsys):
+    optional = stages.Phase("extra", ("embed",), ("gate",), wanted="gate.steps")
+    evaluate = stages.Phase("eval", ("extra",), ("evaluate",))
+    monkeypatch.setattr(stages, "PHASES", stages.PHASES | {"extra": optional, "evaluate": evaluate})
+    config = quickstart.get_config()
+    config.gate.steps = 0
+    stages.run(config, tmp_path, "evaluate")  # does without
+    without = stages.fingerprint(config, "evaluate")
+    stages.run_all(config, tmp_path)
+    assert "extra" not in traced and "extra: skipped, config.gate.steps turns it off" in capsys.readouterr().out
+    config.gate.steps = 1
+    assert stages.fingerprint(config, "evaluate") != without
+    with pytest.raises(FileNotFoundError, match="needs --phase=extra"):
+        stages.run(config, tmp_path, "evaluate")
