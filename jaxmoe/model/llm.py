@@ -18,6 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.model.lora import LoRADense
+
 # {"key", "value"}, each [B, C, G, K]; a leading L where layers are scanned, else a tuple of L; a prefix has no B
 Cache = Any
 MASKED = -1e30  # finite: a row of padding that sees nothing gets a uniform softmax instead of NaN
@@ -83,6 +85,7 @@ class Attention(nn.Module):
         angles: tuple[jax.Array, jax.Array],
         mask: jax.Array,
         start: jax.Array,
+        scales: jax.Array | None,
         cache: Cache,
         prefix: Cache,
     ) -> tuple[jax.Array, Cache]:
@@ -90,10 +93,10 @@ class Attention(nn.Module):
         d = self.dims
         heads, groups, width = d.n_head, d.n_kv_head, d.n_head_state
         rows, length, _ = x.shape
-        dense = partial(nn.Dense, dtype=self.dtype)
-        query = dense(heads * width, use_bias=d.qkv_bias, name="query")(x)
-        key = dense(groups * width, use_bias=d.qkv_bias, name="key")(x)
-        value = dense(groups * width, use_bias=d.qkv_bias, name="value")(x)
+        dense = partial(LoRADense, dtype=self.dtype)
+        query = dense(heads * width, use_bias=d.qkv_bias, name="query")(x, scales)
+        key = dense(groups * width, use_bias=d.qkv_bias, name="key")(x, scales)
+        value = dense(groups * width, use_bias=d.qkv_bias, name="value")(x, scales)
         query = rotate(query.reshape(rows, length, heads, width), angles) * width**-0.5
         query = query.reshape(rows, length, groups, heads // groups, width).astype(self.dtype)
         key = rotate(key.reshape(rows, length, groups, width), angles).astype(self.dtype)
@@ -120,7 +123,7 @@ class Attention(nn.Module):
             y = jnp.einsum("bgrtp,pgk->btgrk", weights[..., :span], prefix["value"])
             y += jnp.einsum("bgrts,bsgk->btgrk", weights[..., span:], cache["value"])
         y = y.reshape(rows, length, heads * width)
-        return dense(d.n_state, use_bias=False, name="out")(y), cache
+        return dense(d.n_state, use_bias=False, name="out")(y, scales), cache
 
 
 class MLP(nn.Module):
@@ -130,11 +133,11 @@ class MLP(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        dense = partial(nn.Dense, use_bias=False, dtype=self.dtype)
-        gate = dense(self.dims.n_mlp, name="gate")(x)  # [B, T, F]
-        up = dense(self.dims.n_mlp, name="up")(x)
-        return dense(self.dims.n_state, name="down")(nn.silu(gate) * up)
+    def __call__(self, x: jax.Array, scales: jax.Array | None = None) -> jax.Array:
+        dense = partial(LoRADense, use_bias=False, dtype=self.dtype)
+        gate = dense(self.dims.n_mlp, name="gate")(x, scales)  # [B, T, F]
+        up = dense(self.dims.n_mlp, name="up")(x, scales)
+        return dense(self.dims.n_state, name="down")(nn.silu(gate) * up, scales)
 
 
 class Block(nn.Module):
@@ -150,14 +153,15 @@ class Block(nn.Module):
         angles: tuple[jax.Array, jax.Array],
         mask: jax.Array,
         start: jax.Array,
+        scales: jax.Array | None,
         cache: Cache,
         prefix: Cache,
     ) -> tuple[jax.Array, Cache]:
         d = self.dims
         attn = Attention(d, self.dtype, name="attn")
-        y, cache = attn(RMSNorm(d.norm_eps, name="attn_norm")(x), angles, mask, start, cache, prefix)
+        y, cache = attn(RMSNorm(d.norm_eps, name="attn_norm")(x), angles, mask, start, scales, cache, prefix)
         x = x + y
-        x = x + MLP(d, self.dtype, name="mlp")(RMSNorm(d.norm_eps, name="mlp_norm")(x))
+        x = x + MLP(d, self.dtype, name="mlp")(RMSNorm(d.norm_eps, name="mlp_norm")(x), scales)
         return x, cache
 
 
@@ -173,59 +177,72 @@ class LanguageModel(nn.Module):
     scan_layers: bool = True
     dtype: Any = jnp.float32
 
-    @nn.compact
-    def __call__(
+    def setup(self) -> None:
+        d = self.dims
+        self.token_embedding = nn.Embed(d.n_vocab, d.n_state, dtype=self.dtype)
+        if self.scan_layers:
+            self.blocks = nn.scan(
+                nn.remat(Block, prevent_cse=False),  # a scan keeps its iterations apart already
+                variable_axes={"params": 0, "lora": 0},
+                split_rngs={"params": True},
+                in_axes=(*(nn.broadcast,) * 4, 0, 0),
+                length=d.n_layer,
+            )(d, self.dtype)
+        else:
+            self.blocks = [Block(d, self.dtype) for _ in range(d.n_layer)]
+        self.norm = RMSNorm(d.norm_eps)
+        if not d.tied:
+            self.output = nn.Dense(d.n_vocab, use_bias=False, dtype=self.dtype)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Input embeddings [B, T, D] of tokens [B, T]."""
+        return self.token_embedding(tokens)
+
+    def __call__(self, tokens: jax.Array, *where: jax.Array, **more: Any) -> tuple[jax.Array, Cache]:
+        """Logits and the cache after tokens [B, T]; the rest as `from_embeddings` takes it."""
+        return self.from_embeddings(self.embed(tokens), *where, **more)
+
+    def from_embeddings(
         self,
-        tokens: jax.Array,
+        x: jax.Array,
         positions: jax.Array,
         mask: jax.Array,
         *,
+        scales: jax.Array | None = None,
         start: jax.Array | int = 0,
         cache: Cache = None,
         prefix: Cache = None,
         read: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """Logits and the cache after tokens [B, T] at positions [B, T] (counted from the start of the prefix).
+        """Logits and the cache after x [B, T, D] at positions [B, T] (counted from the start of the prefix).
 
+        x: embeddings of tokens (`embed`) or whatever else is to be read in their place.
         mask [B, C]: which slots hold a token, these included; a token sees those of them up to its own slot. Padding
         may stand on either side. Without a cache C = T, and the cache returned holds just these tokens.
-        read [B]: give logits only at this index of each row, [B, V]; otherwise [B, T, V].
+        scales [B, K]: of the low-rank columns in the collection "lora" (model/lora.py); None leaves them out.
+        read [B] or [B, N]: give logits only at these indices of each row, [B, V] or [B, N, V]; otherwise [B, T, V].
         """
         d = self.dims
-        embedding = nn.Embed(d.n_vocab, d.n_state, dtype=self.dtype, name="token_embedding")
-        x = embedding(tokens)  # [B, T, D]
+        x = x.astype(self.dtype)
         angles = rope_angles(positions, d.n_head_state, d.rope_base)
         slots = jnp.arange(mask.shape[1])[None, None, :]
-        own = start + jnp.arange(tokens.shape[1])[None, :, None]
+        own = start + jnp.arange(x.shape[1])[None, :, None]
         visible = (slots <= own) & mask[:, None, :]  # [B, T, C]
-        x, cache = self._layers(x, angles, visible, jnp.asarray(start), cache, prefix)
+        x, cache = self._layers(x, angles, visible, jnp.asarray(start), scales, cache, prefix)
         if read is not None:
-            x = jnp.take_along_axis(x, read[:, None, None], axis=1)[:, 0]  # [B, D]
-        x = RMSNorm(d.norm_eps, name="norm")(x)
-        if d.tied:
-            logits = embedding.attend(x)
-        else:
-            logits = nn.Dense(d.n_vocab, use_bias=False, dtype=self.dtype, name="output")(x)
+            at = read.reshape(read.shape[0], -1, 1)
+            x = jnp.take_along_axis(x, at, axis=1).reshape(*read.shape, x.shape[-1])
+        x = self.norm(x)
+        logits = self.token_embedding.attend(x) if d.tied else self.output(x)
         return logits.astype(jnp.float32), cache
 
-    def _layers(
-        self, x: jax.Array, angles: Any, mask: jax.Array, start: jax.Array, cache: Cache, prefix: Cache
-    ) -> tuple[jax.Array, Cache]:
-        d = self.dims
+    def _layers(self, x: jax.Array, *shared: Any) -> tuple[jax.Array, Cache]:
         if self.scan_layers:
-            scanned = nn.scan(
-                nn.remat(Block, prevent_cse=False),  # a scan keeps its iterations apart already
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast, 0, 0),
-                length=d.n_layer,
-            )
-            return scanned(d, self.dtype, name="blocks")(x, angles, mask, start, cache, prefix)
+            return self.blocks(x, *shared)
+        *same, cache, prefix = shared
         after = []
-        for i in range(d.n_layer):
-            block = Block(d, self.dtype, name=f"blocks_{i}")
-            layer = None if cache is None else cache[i]
-            x, layer = block(x, angles, mask, start, layer, None if prefix is None else prefix[i])
+        for i, block in enumerate(self.blocks):
+            x, layer = block(x, *same, *(None if kept is None else kept[i] for kept in (cache, prefix)))
             after.append(layer)
         return x, tuple(after)
 
@@ -260,7 +277,7 @@ def make_prefix(model: LanguageModel, params: Any, tokens: jax.Array) -> Cache:
 def greedy(
     model: LanguageModel,
     params: Any,
-    tokens: jax.typing.ArrayLike,
+    prompt: jax.typing.ArrayLike,
     mask: jax.typing.ArrayLike,
     limit: jax.typing.ArrayLike,
     stop: jax.typing.ArrayLike,
@@ -270,16 +287,17 @@ def greedy(
 ) -> tuple[jax.Array, jax.Array]:
     """The likeliest continuation, token by token, of each row.
 
-    tokens [B, T] and mask [B, T] (True where a token stands; padding on either side), limit [B]: most new tokens of a
-    row (0 leaves it out), at most slots - T; stop [n]: tokens that end a row. Ends when every row has.
+    prompt: tokens [B, T] or embeddings [B, T, D]; mask [B, T]: True where there is something, padding on either side.
+    limit [B]: most new tokens of a row (0 leaves it out), at most slots - T; stop [n]: tokens that end a row. Ends when
+    every row has. Adapters are merged into `params` beforehand (lora.merge): they then cost nothing a token.
     `prefill` is compiled for every (B, T, slots), `decode` for every (B, slots): few of each make few compilations.
     Returns (new tokens [B, slots], their number [B], the stop token not counted); what follows the number is undefined.
     """
-    tokens = jnp.asarray(tokens)
-    rows, length = tokens.shape
+    prompt = jnp.asarray(prompt)
+    rows, length = prompt.shape[:2]
     new = jnp.ones((rows, slots - length), bool)
     mask = jnp.concatenate([jnp.asarray(mask), new], axis=1)  # [B, C]
-    logits, cache = prefill(model, params, tokens, mask, prefix)
+    logits, cache = prefill(model, params, prompt, mask, prefix)
     limit = jnp.minimum(jnp.asarray(limit), slots - length)
     return decode(model, params, logits, cache, mask, jnp.asarray(length), limit, jnp.asarray(stop), prefix)
 
@@ -290,15 +308,18 @@ def _prefix_length(prefix: Cache) -> int:
 
 @partial(jax.jit, static_argnames="model")
 def prefill(
-    model: LanguageModel, params: Any, tokens: jax.Array, mask: jax.Array, prefix: Cache
+    model: LanguageModel, params: Any, prompt: jax.Array, mask: jax.Array, prefix: Cache
 ) -> tuple[jax.Array, Cache]:
-    """Logits [B, V] after the prompts tokens [B, T], and a cache as wide as mask [B, C], of which they fill T slots."""
-    rows, length = tokens.shape
+    """Logits [B, V] after the prompts [B, T(, D)], and a cache as wide as mask [B, C], of which they fill T slots."""
+    rows, length = prompt.shape[:2]
     given = mask[:, :length]
     positions = _prefix_length(prefix) + jnp.maximum(jnp.cumsum(given, axis=1) - 1, 0)
     last = length - 1 - jnp.argmax(given[:, ::-1], axis=1)  # index of each row's last token
     cache = empty_cache(model, rows, mask.shape[1])
-    return model.apply({"params": params}, tokens, positions, mask, cache=cache, prefix=prefix, read=last)
+    method = "from_embeddings" if prompt.ndim == 3 else None
+    return model.apply(
+        {"params": params}, prompt, positions, mask, cache=cache, prefix=prefix, read=last, method=method
+    )
 
 
 @partial(jax.jit, static_argnames="model")

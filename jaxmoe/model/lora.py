@@ -68,7 +68,7 @@ def linear_shapes(
     for pattern in targets:
         if not any(re.fullmatch(pattern, path) for path in shapes):
             raise ValueError(
-                f"model.lora_targets: {pattern!r} matches no linear map; there are {', '.join(sorted(shapes))}."
+                f"lora_targets: {pattern!r} matches no linear map; there are {', '.join(sorted(shapes))}."
             )
     return {p: s for p, s in sorted(shapes.items()) if any(re.fullmatch(t, p) for t in targets)}
 
@@ -152,6 +152,15 @@ def nested(columns: Columns) -> dict[str, Any]:
     return tree
 
 
+def unstack(columns: Columns) -> Columns:
+    """Columns of a model that does not scan, {"blocks_0/attn/query": {"a": [D, K], "b": [K, F]}, ...}."""
+    return {
+        re.sub(r"\bblocks\b", f"blocks_{i}", path): {name: leaf[i] for name, leaf in ab.items()}
+        for path, ab in columns.items()
+        for i in range(len(ab["a"]))
+    }
+
+
 def merge(params: Mapping[str, Any], columns: Columns, row: jax.Array) -> dict[str, Any]:
     """Base parameters with one utterance's mixture folded in: W + A diag(row) B. row [K]; other leaves are shared."""
 
@@ -160,7 +169,7 @@ def merge(params: Mapping[str, Any], columns: Columns, row: jax.Array) -> dict[s
         target = columns.get("/".join(names[:-1])) if names[-1] == "kernel" else None
         if target is None:
             return leaf
-        return leaf + jnp.einsum("ldk,k,lkf->ldf", target["a"], row, target["b"])
+        return leaf + ((target["a"] * row) @ target["b"]).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(add, dict(params))
 
