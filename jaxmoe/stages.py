@@ -22,15 +22,17 @@ class Phase:
     """A phase: its module in jaxmoe.phases, the folder it fills, the phases it needs, the config groups it reads.
 
     `wanted` names the field ("cascade.steps") that turns an optional phase on: while it is 0, False or "", `all` leaves
-    the phase out and the phases that need it do without.
+    the phase out and the phases that need it do without. An `incremental` phase finds out by itself what it has to make
+    again: it is always run and its folder is left to it; what it returns tells the phases after it whether it changed.
     """
 
     folder: str
     needs: tuple[str, ...]
     groups: tuple[str, ...]
     wanted: str = ""
+    incremental: bool = False
 
-    def run(self, name: str) -> Callable[[ConfigDict, Path], None]:
+    def run(self, name: str) -> Callable[[ConfigDict, Path], str | None]:
         return importlib.import_module(f"jaxmoe.phases.{name}").run
 
 
@@ -42,7 +44,7 @@ PHASES: dict[str, Phase] = {
     "experts": Phase("experts", ("gate",), ("experts",)),
     "joint": Phase("joint", ("experts",), ("joint",)),
     "baseline": Phase("baseline", ("embed",), ("baseline", "model")),
-    "evaluate": Phase("eval", ("joint", "baseline"), ("evaluate", "mt", "model.second")),
+    "evaluate": Phase("eval", ("joint", "baseline"), ("evaluate", "mt", "model.second"), incremental=True),
     "report": Phase("report", ("evaluate",), ("report",)),
 }
 
@@ -91,9 +93,16 @@ def _record(workdir: Path, name: str) -> dict:
 
 
 def is_done(config: ConfigDict, workdir: Path, name: str) -> bool:
-    """Whether the phase has ended with this configuration."""
+    """Whether the phase has ended with this configuration and with what the phases it needs hold now."""
     record = _record(workdir, name)
-    return bool(record.get("done")) and record.get("fingerprint") == fingerprint(config, name)
+    current = record.get("fingerprint") == fingerprint(config, name)
+    return bool(record.get("done")) and current and record.get("inputs", {}) == _inputs(config, workdir, name)
+
+
+def _inputs(config: ConfigDict, workdir: Path, name: str) -> dict[str, str]:
+    """What the incremental phases that this one needs returned."""
+    results = {need: _record(workdir, need).get("result") for need in needs(config, name)}
+    return {need: result for need, result in results.items() if result}
 
 
 def _write(folder: Path, record: dict) -> None:
@@ -116,19 +125,21 @@ def run(config: ConfigDict, workdir: Path, name: str, force: bool = False) -> No
                 f"run it first, or --phase=all for everything."
             )
     folder = workdir / PHASES[name].folder
-    if is_done(config, workdir, name) and not force:
+    incremental = PHASES[name].incremental
+    if is_done(config, workdir, name) and not force and not incremental:
         print(f"{name}: done already with this configuration ({folder}); --force runs it again")
         return
     mine, record = fingerprint(config, name), _record(workdir, name)
-    if record and (force or record["fingerprint"] != mine):
+    if record and (force or (record["fingerprint"] != mine and not incremental)):
         aside = folder.with_name(folder.name + ".previous")
         print(f"{name}: {_changes(record, settings(config, name))}; what was there is moved to {aside}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     record = {"phase": name, "fingerprint": mine, "settings": settings(config, name), "done": False}
+    record["inputs"] = _inputs(config, workdir, name)
     _write(folder, record)
-    PHASES[name].run(name)(config, workdir)
-    _write(folder, record | {"done": True})
+    result = PHASES[name].run(name)(config, workdir)
+    _write(folder, record | {"done": True, "result": result})
 
 
 def _changes(record: dict, now: dict[str, object]) -> str:
@@ -151,7 +162,7 @@ def run_all(config: ConfigDict, workdir: Path, force: bool = False) -> None:
         if not is_wanted(config, name):
             print(f"[{number}/{len(PHASES)}] {name}: skipped, config.{PHASES[name].wanted} turns it off")
             continue
-        if is_done(config, workdir, name) and not force:
+        if is_done(config, workdir, name) and not force and not PHASES[name].incremental:
             print(f"[{number}/{len(PHASES)}] {name}: skipped, done already with this configuration")
             continue
         print(f"[{number}/{len(PHASES)}] {name}")

@@ -22,7 +22,26 @@ def test_all_runs_once_and_continues_after_the_last_that_ended(traced, tmp_path)
     stages.run_all(config, tmp_path)
     assert traced == list(stages.PHASES)
     stages.run_all(config, tmp_path)
-    assert traced == list(stages.PHASES)
+    incremental = [name for name, phase in stages.PHASES.items() if phase.incremental]
+    assert incremental == ["evaluate"] and traced == [*stages.PHASES, *incremental]
+
+
+def test_an_incremental_phase_keeps_its_folder_and_what_it_returns_runs_the_next(tmp_path, monkeypatch):
+    ran, results = [], {"evaluate": "a"}
+    monkeypatch.setattr(stages.Phase, "run", lambda self, name: lambda c, w: ran.append(name) or results.get(name))
+    config = quickstart.get_config()
+    stages.run_all(config, tmp_path)
+    (tmp_path / "eval" / "kept").write_text("x")
+    ran.clear()
+    config.evaluate.beam_size = 3
+    stages.run_all(config, tmp_path)
+    assert ran == ["evaluate", "report"] and (tmp_path / "eval" / "kept").exists()
+    ran.clear()
+    results["evaluate"] = "b"  # the same configuration, another result: weights were not at hand, and now are
+    stages.run_all(config, tmp_path)
+    assert ran == ["evaluate", "report"]
+    stages.run(config, tmp_path, "evaluate", force=True)
+    assert not (tmp_path / "eval" / "kept").exists()
 
 
 def test_a_changed_field_runs_what_depends_on_it_and_keeps_the_old(traced, tmp_path, capsys):

@@ -1,51 +1,111 @@
-"""The systems that one evaluation compares, in the order of the table."""
+"""The systems that one evaluation compares, in the order of the table.
 
+Adding one is an entry in SYSTEMS: what recognises, what translates, and what each of the two depends on.
+"""
+
+from collections.abc import Callable
 import dataclasses
-from typing import Literal
+import pkgutil
+from typing import Any, Literal
+
+import numpy as np
 
 Kind = Literal["asr+mt", "e2e", "mt"]
+
+
+class NotRun(ValueError):  # noqa: N818  a state of the run, not a fault
+    """A system cannot be run here; the message is the reason shown in its row."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """One recording to be recognised; `read` gives its samples, float32 [n] mono at 16 kHz."""
+
+    id: str
+    text: str  # the reference transcript
+    duration_s: float
+    read: Callable[[], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A recogniser or a translator: the function that makes it, and all that its output depends on.
+
+    A recogniser's function is `f(config, workdir, part, clips) -> Iterator[list[Row]]`: batches of rows, each a dict
+    with `id`, `hypothesis` and, where there are any, `translation` (of an end-to-end system), `gates` [E],
+    `avg_logprob`, `compression_ratio`, `flags`. A translator's is `f(config, workdir, part) -> mt.Translator`. Both
+    raise NotRun (a translator's also mt.TranslatorUnavailable) with the reason where something is not at hand.
+
+    Attributes:
+      make: "module:function"; imported when it is needed.
+      reads: the folders of WORKDIR whose phases must be done; their fingerprints are part of the system's.
+      groups: the groups or fields of the configuration that change the output ("evaluate.beam_size").
+      title: of a translator that is not at hand, for people.
+      missing: why this version has none, where it has none.
+    """
+
+    make: str = ""
+    reads: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    title: str = ""
+    missing: str = ""
+
+    def function(self) -> Callable[..., Any]:
+        """The function itself. Raises: NotRun where this version has none."""
+        if self.missing:
+            raise NotRun(self.missing)
+        return pkgutil.resolve_name(self.make)
+
+
+DECODING = ("evaluate.temperatures", "evaluate.beam_size", "evaluate.batch_size")
+BARE, ADAPTED = "jaxmoe.eval.recognise:bare", "jaxmoe.eval.recognise:adapted"
+V2 = Part(BARE, groups=("model.backbone", *DECODING))  # the first field names the Whisper
+V3 = Part(BARE, groups=("model.second", *DECODING))
+LORA = Part(ADAPTED, ("baseline", "embeddings"), DECODING)  # the first folder holds the adapters
+MOE = Part(ADAPTED, ("joint", "embeddings"), DECODING)
+RISK = Part(missing="--phase=cascade is not in this version")
+DISTILLED = Part(missing="the decoder has not been distilled to German")
+SALMONN = Part(missing="SALMONN's weights are not at hand")
+
+MT = Part("jaxmoe.eval.translators:configured", groups=("mt",), title="MT")
+LOCAL_MT = Part("jaxmoe.eval.translators:local", groups=("mt",), title="local MT")
+CUSTOM_MT = Part(title="customised MT", missing="no customised translator in this run")
+TUNED_MT = Part(title="fine-tuned local MT", missing="no fine-tuned translator in this run")
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
     """One row of the table.
 
-    `title` is a template over {v2}, {v3} (the run's two backbones), {mt}, {custom_mt} and {local_mt}.
-    `needs` names what must be at hand: "v2", "v3" (a backbone), "baseline", "joint", "cascade", "distilled",
-    "salmonn", "salmonn-tuned" (a model or checkpoint), "mt", "custom-mt", "local-mt", "tuned-mt" (a translator).
+    `title` is a template over {v2}, {v3} (the run's two backbones) and {mt} (its translator). A system of kind "mt" has
+    no recogniser: it translates the reference transcripts; one of kind "e2e" has no translator.
     """
 
     key: str
     title: str
     kind: Kind
-    needs: tuple[str, ...]
+    recogniser: Part | None
+    translator: Part | None
 
-    def name(
-        self, v2: str, v3: str, mt: str = "MT", custom_mt: str = "customised MT", local_mt: str = "local MT"
-    ) -> str:
+    def name(self, v2: str, v3: str, mt: str = "") -> str:
         """The row's name for people, e.g. `Whisper v2 (tiny.en), no fine-tuning, + DeepL`."""
-        return self.title.format(v2=v2, v3=v3, mt=mt, custom_mt=custom_mt, local_mt=local_mt)
+        return self.title.format(v2=v2, v3=v3, mt=mt or (self.translator.title if self.translator else ""))
 
 
 SYSTEMS: tuple[System, ...] = (
-    System("whisper-v2", "Whisper v2 ({v2}), no fine-tuning, + {mt}", "asr+mt", ("v2", "mt")),
-    System("whisper-v3", "Whisper v3 ({v3}), no fine-tuning, + {mt}", "asr+mt", ("v3", "mt")),
-    System("lora", "Whisper v2 ({v2}), one LoRA, + {mt}", "asr+mt", ("v2", "baseline", "mt")),
-    System("moe", "Whisper v2 ({v2}) MoE + {mt}", "asr+mt", ("v2", "joint", "mt")),
-    System("moe-custom-mt", "Whisper v2 ({v2}) MoE + {custom_mt}", "asr+mt", ("v2", "joint", "custom-mt")),
-    System(
-        "moe-risk",
-        "Whisper v2 ({v2}) MoE retrained with the MT in the loop + {mt}",
-        "asr+mt",
-        ("v2", "cascade", "mt"),
-    ),
-    System("moe-distilled", "Whisper v2 ({v2}) MoE distilled to German, no MT", "e2e", ("v2", "distilled")),
-    System("salmonn", "SALMONN, no fine-tuning", "e2e", ("salmonn",)),
-    System("salmonn-tuned", "SALMONN, fine-tuned", "e2e", ("salmonn-tuned",)),
-    System("mt", "{mt} on reference transcripts", "mt", ("mt",)),
-    System("mt-custom", "{custom_mt} on reference transcripts", "mt", ("custom-mt",)),
-    System("mt-local", "{local_mt} on reference transcripts", "mt", ("local-mt",)),
-    System("mt-local-tuned", "{local_mt}, fine-tuned, on reference transcripts", "mt", ("tuned-mt",)),
+    System("whisper-v2", "Whisper v2 ({v2}), no fine-tuning, + {mt}", "asr+mt", V2, MT),
+    System("whisper-v3", "Whisper v3 ({v3}), no fine-tuning, + {mt}", "asr+mt", V3, MT),
+    System("lora", "Whisper v2 ({v2}), one LoRA, + {mt}", "asr+mt", LORA, MT),
+    System("moe", "Whisper v2 ({v2}) MoE + {mt}", "asr+mt", MOE, MT),
+    System("moe-custom-mt", "Whisper v2 ({v2}) MoE + {mt}", "asr+mt", MOE, CUSTOM_MT),
+    System("moe-risk", "Whisper v2 ({v2}) MoE retrained with the MT in the loop + {mt}", "asr+mt", RISK, MT),
+    System("moe-distilled", "Whisper v2 ({v2}) MoE distilled to German, no MT", "e2e", DISTILLED, None),
+    System("salmonn", "SALMONN, no fine-tuning", "e2e", SALMONN, None),
+    System("salmonn-tuned", "SALMONN, fine-tuned", "e2e", SALMONN, None),
+    System("mt", "{mt} on reference transcripts", "mt", None, MT),
+    System("mt-custom", "{mt} on reference transcripts", "mt", None, CUSTOM_MT),
+    System("mt-local", "{mt} on reference transcripts", "mt", None, LOCAL_MT),
+    System("mt-local-tuned", "{mt} on reference transcripts", "mt", None, TUNED_MT),
 )
 
 BY_KEY: dict[str, System] = {system.key: system for system in SYSTEMS}

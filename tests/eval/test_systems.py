@@ -18,7 +18,7 @@ def test_names_tell_backbone_and_translator():
         systems.get("whisper-v2").name(v2="tiny.en", v3="base", mt="DeepL")
         == "Whisper v2 (tiny.en), no fine-tuning, + DeepL"
     )
-    names = [s.name(v2="tiny.en", v3="base", mt="DeepL") for s in systems.SYSTEMS]
+    names = [s.name(v2="tiny.en", v3="base") for s in systems.SYSTEMS]
     assert len(set(names)) == len(names)
 
 

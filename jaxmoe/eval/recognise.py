@@ -1,0 +1,94 @@
+"""Transcripts of clips by a bare Whisper or by a run's adapters, a batch at a time."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import numpy as np
+
+from jaxmoe.checkpoint import load_params
+from jaxmoe.data.embeddings import Embeddings
+from jaxmoe.eval.systems import Clip, NotRun, Part
+from jaxmoe.model.moe import one_lora
+from jaxmoe.system import Adapted, Recogniser
+from jaxmoe.train.setup import Backbone, embeddings_folder, load_backbone
+from jaxmoe.transcription import TranscribeOptions, decode_latents, transcribe
+
+Row = dict[str, Any]
+
+
+def bare(config: ConfigDict, workdir: Path, part: Part, clips: Sequence[Clip]) -> Iterator[list[Row]]:
+    """A Whisper as anybody would run it: windows of 30 s, timestamps, fallback. `part.groups[0]` names it."""
+    del workdir
+    group, field = part.groups[0].split(".")
+    if not config[group][field]:
+        raise NotRun(f"config.{part.groups[0]} names no Whisper")
+    backbone = load_backbone(config, config[group][field])
+    model = Recogniser(backbone.name, backbone.model.whisper, backbone.base, backbone.tokenizer)
+    yield from from_audio(model, clips, _options(config))
+
+
+def adapted(config: ConfigDict, workdir: Path, part: Part, clips: Sequence[Clip]) -> Iterator[list[Row]]:
+    """The backbone with the adapters in WORKDIR/<part.reads[0]>; it reads latents where `embed` has made them."""
+    backbone, model = _adapted(config, workdir, part.reads[0])
+    embeddings = Embeddings(embeddings_folder(workdir, backbone.name, "evaluation"))
+    options = _options(config)
+    yield from from_latents(model, embeddings, [c for c in clips if c.id in embeddings.row], options)
+    yield from from_audio(model, [c for c in clips if c.id not in embeddings.row], options)
+
+
+def _adapted(config: ConfigDict, workdir: Path, phase: str) -> tuple[Backbone, Adapted]:
+    backbone = load_backbone(config)
+    model = one_lora(backbone.model, config.baseline.rank) if phase == "baseline" else backbone.model
+    like = jax.eval_shape(model.init, jax.random.key(0), backbone.base)
+    params = load_params(workdir / phase / "params", like)
+    made = {name: config.embed[name] for name in ("context", "margin_s")}
+    return backbone, Adapted(phase, model, backbone.base, backbone.tokenizer, params, **made)
+
+
+def _options(config: ConfigDict) -> TranscribeOptions:
+    c = config.evaluate
+    return TranscribeOptions(
+        beam_size=c.beam_size, best_of=1, batch_size=c.batch_size, temperatures=tuple(c.temperatures)
+    )
+
+
+def from_latents(
+    model: Adapted, embeddings: Embeddings, clips: Sequence[Clip], options: TranscribeOptions
+) -> Iterator[list[Row]]:
+    """Clips of one window, from their stored latents, in order of length."""
+    ids = sorted((c.id for c in clips), key=lambda id_: embeddings.length(embeddings.row[id_]))
+    for start in range(0, len(ids), options.batch_size):
+        batch = ids[start : start + options.batch_size]
+        rows = [embeddings.row[i] for i in batch]
+        latents, mask = pad([embeddings.latents(r) for r in rows])
+        embedding = embeddings.pooled[rows]
+        windows = decode_latents(model, latents, mask, embedding, options)
+        gates = model.gates(embedding)
+        yield [
+            {"id": id_, **window, "gates": None if gates is None else gates[i].tolist()}
+            for i, (id_, window) in enumerate(zip(batch, windows, strict=True))
+        ]
+
+
+def pad(latents: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Latents [S', D] of several utterances -> [B, S, D] and mask [B, S], S a multiple of 100 so that few compile."""
+    size = -(-max(map(len, latents)) // 100) * 100
+    padded = np.zeros((len(latents), size, latents[0].shape[-1]), np.float32)
+    mask = np.zeros((len(latents), size), bool)
+    for i, h in enumerate(latents):
+        padded[i, : len(h)], mask[i, : len(h)] = h, True
+    return padded, mask
+
+
+def from_audio(model: Recogniser, clips: Sequence[Clip], options: TranscribeOptions) -> Iterator[list[Row]]:
+    """Window by window from the audio: bare Whispers, recordings over 30 s, and those without stored latents."""
+    for progress in transcribe(model, [clip.read for clip in clips], options):
+        if progress.error is not None:
+            raise progress.error
+        if progress.transcript is not None:
+            text = progress.transcript
+            figures = {"avg_logprob": None, "compression_ratio": None, "flags": text.flags, "gates": None}
+            yield [{"id": clips[progress.index].id, "hypothesis": text.text, **figures}]
