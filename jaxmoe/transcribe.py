@@ -93,6 +93,8 @@ def _add_translation(group: _Group) -> None:
     add("--translate_to", choices=("de",), help="also write a translation")
     sent = "local runs here; deepl sends the texts to DeepL, its key in DEEPL_AUTH_KEY (default: %(default)s)"
     add("--mt", choices=("local", "deepl"), default="local", help=sent)
+    consent = "you may let what is said in the recordings leave this machine; --mt=deepl asks for it"
+    add("--acknowledge_privacy", action="store_true", help=consent)
     model = "qwen2.5-coder-1.5b-instruct"
     add("--mt_model", metavar="NAME", default=model, help="of the local translator (default: %(default)s)")
 
@@ -211,9 +213,8 @@ def _line(cue: Any) -> str:
 def _translator(args: argparse.Namespace) -> "Translator":
     from jaxmoe import mt, weights
 
-    # Whoever asks for DeepL by name has read in --help that texts are sent there.
     cache = weights.cache_folder() / "translations.sqlite"
-    return mt.make(args.mt, args.mt_model, acknowledge_privacy=args.mt == "deepl", cache_path=cache)
+    return mt.make(args.mt, args.mt_model, acknowledge_privacy=args.acknowledge_privacy, cache_path=cache)
 
 
 def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:

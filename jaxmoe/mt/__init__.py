@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 ENGINES = ("deepl", "local", "none")
 
@@ -14,6 +14,18 @@ class TranslatorUnavailable(ValueError):  # noqa: N818  it is a state of the mac
 
 class BudgetExceeded(RuntimeError):  # noqa: N818
     """The next request would bill more characters than allowed; what is done is in the cache."""
+
+
+class RequestError(RuntimeError):
+    """A request of an engine that bills failed.
+
+    passing: the same request may succeed in a moment. may_be_billed: it reached the service and no readable answer
+    came back, so that nobody here knows whether it was billed.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False, may_be_billed: bool = False) -> None:
+        super().__init__(message)
+        self.passing, self.may_be_billed = passing, may_be_billed
 
 
 class Translator(Protocol):
@@ -41,14 +53,14 @@ class Engine(Protocol):
 
     name: str
     signature: str
-    billed: bool  # characters cost money: count them, obey the budget, never send a text twice
+    billed: bool  # characters cost money: courier.py sends them, counts them and obeys the budget
 
     def plan(self, texts: Sequence[str]) -> list[list[str]]:
         """Distinct, non-empty texts -> batches, each one `run`."""
         ...
 
     def run(self, batch: Sequence[str]) -> list[Translation]:
-        """Translate one batch."""
+        """Translate one batch; of an engine that bills, one request. Raises: RequestError."""
         ...
 
 
@@ -62,31 +74,33 @@ def make(
     formality: str = "default",
     server_url: str = "",
     cache_path: Path | None = None,
+    custom: dict[str, Any] | None = None,
 ) -> Translator:
     """The translator that `config.mt` describes, behind the cache in `cache_path` (None: in memory, for this process).
 
     engine: "local" runs `model`, a name of jaxmoe.weights or a path, on this machine. "deepl" sends texts to DeepL with
-    the key in DEEPL_AUTH_KEY, at most `max_chars` billed characters in the whole cache; model and batch_size do not
-    concern it.
+    the key in DEEPL_AUTH_KEY, at most `max_chars` billed characters in the whole cache, with the customisation `custom`
+    of mt.custom; model and batch_size do not concern it.
     Raises:
         TranslatorUnavailable: "none", no key, privacy notice not acknowledged, or no weights.
         ValueError: an unknown engine or option.
     """
     from jaxmoe.mt.cache import Cache, CachedTranslator
 
-    made: Engine
     if engine == "local":
         from jaxmoe.mt.local import LocalTranslator
 
-        made = LocalTranslator(model, batch_size=batch_size)
-    elif engine == "deepl":
+        return CachedTranslator(LocalTranslator(model, batch_size=batch_size), Cache(cache_path))
+    if engine == "deepl":
+        from jaxmoe.mt.account import Account
+        from jaxmoe.mt.courier import Courier
         from jaxmoe.mt.deepl import DeepL
 
         if cache_path is None:
             raise ValueError("mt.engine='deepl' needs a cache_path: without a cache every run would pay again.")
-        made = DeepL(formality=formality, server_url=server_url, acknowledge_privacy=acknowledge_privacy)
-    elif engine == "none":
+        account = Account(server_url=server_url, acknowledge_privacy=acknowledge_privacy)
+        made, cache = DeepL(formality=formality, custom=custom, account=account), Cache(cache_path)
+        return CachedTranslator(made, cache, Courier(made, account, cache, max_chars))
+    if engine == "none":
         raise TranslatorUnavailable("config.mt.engine is 'none'; set it to 'local' or 'deepl'.")
-    else:
-        raise ValueError(f"config.mt.engine={engine!r}; expected one of {', '.join(ENGINES)}.")
-    return CachedTranslator(made, Cache(cache_path), max_chars=max_chars)
+    raise ValueError(f"config.mt.engine={engine!r}; expected one of {', '.join(ENGINES)}.")

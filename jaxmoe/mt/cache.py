@@ -3,15 +3,18 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 import fcntl
-import logging
 from pathlib import Path
 import sqlite3
 import threading
 import time
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from jaxmoe.mt import BudgetExceeded, Engine, Translation
+from jaxmoe.mt import Engine, Translation
+
+if TYPE_CHECKING:
+    from jaxmoe.mt.courier import Courier
 
 _BUSY_S = 60.0  # how long to wait for another process's commit
 _LOOKUP = 500  # keys a query; SQLite allows 32766 variables, 999 before 3.32
@@ -19,10 +22,11 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS translations (
     signature TEXT NOT NULL, source TEXT NOT NULL, translation TEXT NOT NULL, model TEXT NOT NULL,
     billed_characters INTEGER NOT NULL, created REAL NOT NULL, PRIMARY KEY (signature, source)
-) WITHOUT ROWID
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS in_doubt (
+    id INTEGER PRIMARY KEY, signature TEXT NOT NULL, characters INTEGER NOT NULL, created REAL NOT NULL
+);
 """
-
-log = logging.getLogger(__name__)
 
 
 class Cache:
@@ -43,7 +47,7 @@ class Cache:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")  # paid for: it must outlive a power cut
             with self._db:
-                self._db.execute(_SCHEMA)
+                self._db.executescript(_SCHEMA)
         except sqlite3.DatabaseError as error:
             raise ValueError(
                 f"The translation cache {path} cannot be used ({error}); expected a SQLite file on a local "
@@ -61,18 +65,44 @@ class Cache:
                 found.update(self._db.execute(query, (signature, *some)).fetchall())
         return found
 
-    def put(self, signature: str, pairs: Iterable[tuple[str, Translation]]) -> None:
-        """Add translations in one transaction; where another process was first, its answer stays."""
+    def put(self, signature: str, pairs: Iterable[tuple[str, Translation]], request: int | None = None) -> None:
+        """Add translations, the answer to `request`, in one transaction; where another was first, its answer stays."""
         now = time.time()
         rows = [(signature, s, t.text, t.model, t.billed_characters, now) for s, t in pairs]
         with self._lock, self._db:
             self._db.executemany("INSERT OR IGNORE INTO translations VALUES (?, ?, ?, ?, ?, ?)", rows)
+            self._db.execute("DELETE FROM in_doubt WHERE id = ?", (request,))
+
+    def sending(self, signature: str, characters: int) -> int:
+        """Note, before it is sent, that a request may be billed for so many characters; returns the request's number.
+
+        It stays in doubt until `put` gets its answer or `refused` says that there is nothing to pay: for good, if the
+        process dies first or the answer is lost.
+        """
+        with self._lock, self._db:
+            row = self._db.execute(
+                "INSERT INTO in_doubt (signature, characters, created) VALUES (?, ?, ?)",
+                (signature, characters, time.time()),
+            )
+        assert row.lastrowid is not None
+        return row.lastrowid
+
+    def refused(self, request: int) -> None:
+        """The request was not billed."""
+        with self._lock, self._db:
+            self._db.execute("DELETE FROM in_doubt WHERE id = ?", (request,))
 
     def billed_characters(self) -> int:
         """All that was ever billed for what this file holds."""
+        return self._total("SELECT SUM(billed_characters) FROM translations")
+
+    def in_doubt(self) -> int:
+        """Characters of requests whose answer never came: billed or not, nobody here knows."""
+        return self._total("SELECT SUM(characters) FROM in_doubt")
+
+    def _total(self, query: str) -> int:
         with self._lock:
-            row = self._db.execute("SELECT SUM(billed_characters) FROM translations").fetchone()
-        return row[0] or 0
+            return self._db.execute(query).fetchone()[0] or 0
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -92,15 +122,18 @@ class Cache:
 class CachedTranslator:
     """A Translator that asks the engine only for what the cache lacks, each distinct text once."""
 
-    def __init__(self, engine: Engine, cache: Cache, max_chars: int = 0) -> None:
+    def __init__(self, engine: Engine, cache: Cache, courier: "Courier | None" = None) -> None:
+        """courier: of an engine that bills."""
+        assert engine.billed == (courier is not None)
         self.name, self.signature = engine.name, engine.signature
-        self.engine, self.cache, self.max_chars = engine, cache, max_chars
+        self.engine, self.cache, self.courier = engine, cache, courier
 
     def translate(self, texts: Sequence[str]) -> list[str]:
         """German of each English text, in order; an empty text stays empty and costs nothing.
 
         Raises:
-            BudgetExceeded: the next batch of a billed engine would go over max_chars.
+            BudgetExceeded: the next request of an engine that bills would go over its budget.
+            RequestError: a request failed for good; what was translated before it is in the cache.
         """
         keys = [text.strip() for text in texts]
         distinct = [key for key in dict.fromkeys(keys) if key]
@@ -113,38 +146,13 @@ class CachedTranslator:
 
     def _fill(self, missing: list[str]) -> None:
         """Translate into the cache."""
-        if self.engine.billed:
-            log.warning(
-                "%s: %d texts, %s characters to send; %s billed so far in this cache, at most %s in all.",
-                self.name,
-                len(missing),
-                f"{sum(map(len, missing)):,}",
-                f"{self.cache.billed_characters():,}",
-                f"{self.max_chars:,}",
-            )
         batches = self.engine.plan(missing)
+        if self.courier:
+            self.courier.announce(missing)
         with tqdm(total=len(missing), desc=self.name, unit="text", disable=len(batches) < 2) as bar:
             for batch in batches:
-                if self.engine.billed:
-                    with self.cache.exclusive():  # else two processes could pay for the same text
-                        self._run_billed(batch)
+                if self.courier:
+                    self.courier.send(batch)
                 else:
-                    self._run(batch)
+                    self.cache.put(self.signature, zip(batch, self.engine.run(batch), strict=True))
                 bar.update(len(batch))
-
-    def _run(self, batch: Sequence[str]) -> None:
-        self.cache.put(self.signature, zip(batch, self.engine.run(batch), strict=True))
-
-    def _run_billed(self, batch: Sequence[str]) -> None:
-        done = self.cache.get(self.signature, batch)  # by another process, since the first look
-        batch = [text for text in batch if text not in done]
-        if not batch:
-            return
-        billed, more = self.cache.billed_characters(), sum(map(len, batch))
-        if billed + more > self.max_chars:
-            raise BudgetExceeded(
-                f"{self.name}: stopped before a request of {more:,} characters: {billed:,} are billed and "
-                f"config.mt.max_chars is {self.max_chars:,}. Everything translated so far is in {self.cache.path}; "
-                "raise max_chars and run the same command again to go on from there."
-            )
-        self._run(batch)

@@ -1,6 +1,7 @@
 """A DeepL for tests, on the loopback: POST /v2/translate and GET /v2/usage, with faults on demand.
 
-It keeps the account that a test needs: every text of every accepted request, and what would be billed for it.
+It keeps the account that a test needs: every text that was answered in full, and every text that was billed. An answer
+that is lost on its way is billed all the same, which is the worst that a real server may do.
 """
 
 from collections import Counter
@@ -11,6 +12,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from typing import Any
 
 KEY = "0f3a77c2-secret-key:fx"
@@ -18,7 +20,8 @@ MAX_TEXTS, MAX_BYTES = 50, 128 * 1024
 
 # A fault gets the number of the translation request (from 0) and names what happens to it.
 Fault = Callable[[int], str]
-STATUSES = {"400": 400, "403": 403, "413": 413, "429": 429, "456": 456, "500": 500, "503": 503}
+STATUSES = {"400": 400, "403": 403, "413": 413, "429": 429, "456": 456, "500": 500, "503": 503, "504": 504}
+LOST = {"hang", "lost", "truncated", "malformed", "short", "unbilled", "empty", "504"}  # done and billed, in vain
 
 
 def german(text: str) -> str:
@@ -34,7 +37,10 @@ class Account:
         self.requests: list[dict[str, Any]] = []  # every translation request's body, refused ones too
         self.faults: list[str] = []
         self.accepted: Counter[str] = Counter()  # texts answered in full
-        self.characters = 0  # billed for them
+        self.billed: Counter[str] = Counter()
+        self.characters = 0  # billed
+        self.hang_s = 5.0
+        self.work_s = 0.0  # between accepting a request and answering it
         self.lock = threading.Lock()
 
 
@@ -87,10 +93,13 @@ class _Handler(BaseHTTPRequestHandler):
                 fault = "456"
             if not fault:
                 account.accepted.update(body["text"])
+            if not fault or fault in LOST:
+                account.billed.update(body["text"])
                 account.characters += sum(map(len, body["text"]))
         self._answer(fault, body)
 
     def _answer(self, fault: str, body: dict[str, Any]) -> None:
+        time.sleep(0.0 if fault else self.account.work_s)
         translations = [
             {
                 "detected_source_language": "EN",
@@ -102,7 +111,10 @@ class _Handler(BaseHTTPRequestHandler):
         ]
         if fault in STATUSES:
             self._send(STATUSES[fault], {"message": f"fault {fault} for DeepL-Auth-Key {KEY}"})
-        elif fault == "reset":
+        elif fault == "hang":
+            time.sleep(self.account.hang_s)
+            self.close_connection = True
+        elif fault in ("reset", "lost"):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             for stream in (self.rfile, self.wfile, self.connection):  # the socket lives as long as one of them
                 stream.close()
@@ -133,6 +145,7 @@ def serve(fault: Fault = lambda n: "", limit: int = 500_000) -> Iterator[tuple[s
     handler = type("Handler", (_Handler,), {"account": account})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
+    server.handle_error = lambda request, address: None  # type: ignore[method-assign]  clients are killed on purpose
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

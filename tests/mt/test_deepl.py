@@ -9,20 +9,17 @@ import sys
 import time
 import traceback
 
-import deepl
 import pytest
 
 from jaxmoe import mt
-from jaxmoe.mt.cache import Cache
-from jaxmoe.mt.deepl import DeepLError
-from tests.mt.deepl_server import KEY, german, serve
+from tests.mt.deepl_server import KEY, LOST, german, serve
 
 TEXTS = [f"This is sentence number {i}, said {'very ' * (i % 5)}clearly." for i in range(120)]
 WORKER = """
 import sys
-import deepl
 from jaxmoe import mt
-deepl.http_client._BackoffTimer.BACKOFF_INITIAL = 0.01
+from jaxmoe.mt import account
+account.PAUSE_S = 0.01
 translator = mt.make("deepl", "", acknowledge_privacy=True, server_url=sys.argv[1], cache_path=sys.argv[2])
 texts = open(sys.argv[3], encoding="utf-8").read().splitlines()
 print("ready", flush=True)
@@ -35,8 +32,7 @@ translator.translate(texts)
 def quick(monkeypatch):
     monkeypatch.setenv("DEEPL_AUTH_KEY", KEY)
     monkeypatch.delenv("DEEPL_SERVER_URL", raising=False)
-    monkeypatch.setattr(deepl.http_client._BackoffTimer, "BACKOFF_INITIAL", 0.01)
-    monkeypatch.setattr("jaxmoe.mt.deepl._PAUSE_S", 0.01)
+    monkeypatch.setattr("jaxmoe.mt.account.PAUSE_S", 0.01)
 
 
 def make(url, tmp_path, **options):
@@ -54,6 +50,7 @@ def test_translates_in_order_and_each_text_once(tmp_path):
         assert set(account.accepted.values()) == {1}
         assert account.characters == sum(map(len, TEXTS)) == translator.cache.billed_characters()
         assert [len(request["text"]) for request in account.requests] == [50, 50, 20]
+        assert translator.cache.in_doubt() == 0
         request = account.requests[0]
         assert (request["source_lang"], request["target_lang"]) == ("EN", "DE")
         assert request["model_type"] == "prefer_quality_optimized"
@@ -81,7 +78,7 @@ def test_requests_stay_below_the_limit_of_bytes(tmp_path):
     with serve() as (url, account):
         assert make(url, tmp_path).translate(texts) == [german(text.strip()) for text in texts]
         assert "413" not in account.faults
-        assert 1 < len(account.requests) < 12
+        assert 1 < len(account.requests) <= 12
 
 
 def test_a_text_over_the_limit_is_refused_before_anything_is_sent(tmp_path):
@@ -91,18 +88,42 @@ def test_a_text_over_the_limit_is_refused_before_anything_is_sent(tmp_path):
         assert not account.requests
 
 
-@pytest.mark.parametrize("fault", ["429", "500", "503", "reset", "truncated", "malformed", "html", "short", "empty"])
-def test_passing_faults_are_repeated(tmp_path, fault):
+@pytest.mark.parametrize("fault", ["429", "500", "503", "reset", "html", *sorted(LOST)])
+def test_passing_faults_are_repeated_and_lost_answers_counted(tmp_path, fault, monkeypatch):
+    monkeypatch.setattr("jaxmoe.mt.account.TIMEOUT_S", 1.0)
     with serve(lambda n: fault if n in (0, 2) else "") as (url, account):
-        assert make(url, tmp_path).translate(TEXTS) == list(map(german, TEXTS))
+        translator = make(url, tmp_path)
+        assert translator.translate(TEXTS) == list(map(german, TEXTS))
         assert set(account.accepted.values()) == {1}
+        billed, doubt = translator.cache.billed_characters(), translator.cache.in_doubt()
+        assert billed == sum(map(len, TEXTS))
+        assert account.characters <= billed + doubt  # never more than we know of
+        if fault in LOST:
+            assert account.characters == billed + doubt > billed
+
+
+def test_a_request_that_never_left_is_not_in_doubt(tmp_path):
+    with serve() as (url, _):
+        translator = make(url, tmp_path)
+        translator.engine.plan(TEXTS[:1])
+    with pytest.raises(mt.RequestError, match="cannot be reached"):  # nobody listens any more
+        translator.courier.send(TEXTS[:1])
+    assert translator.cache.in_doubt() == 0
+
+
+def test_characters_in_doubt_count_against_the_budget(tmp_path):
+    size = sum(map(len, TEXTS[:10]))
+    with serve(lambda n: "lost") as (url, account):
+        with pytest.raises(mt.BudgetExceeded, match=f"{2 * size:,} may be"):
+            make(url, tmp_path, max_chars=2 * size + 1).translate(TEXTS[:10])
+        assert account.characters == 2 * size
 
 
 MESSAGES = {
     "400": r"refuses the request \(400\)",
     "403": r"refuses the key in DEEPL_AUTH_KEY \(403\)",
     "413": r"refuses the request \(413\)",
-    "429": r"too many requests after several attempts \(429\)",
+    "429": r"too many requests \(429\)",
     "456": r"used up \(456\)",
     "500": r"server fails \(500\)",
     "503": r"server fails \(503\)",
@@ -120,9 +141,9 @@ def test_lasting_faults_are_told_apart_and_lose_nothing(tmp_path, fault, caplog)
     caplog.set_level(logging.DEBUG)
     lasting = [True]
     with serve(lambda n: fault if n >= 2 and lasting[0] else "") as (url, account):
-        with pytest.raises(DeepLError, match=MESSAGES[fault]) as caught:
+        with pytest.raises(mt.RequestError, match=MESSAGES[fault]) as caught:
             make(url, tmp_path).translate(TEXTS)
-        assert "run the same command again" in str(caught.value)
+        assert "the same command goes on from there" in str(caught.value)
         shown = "".join(traceback.format_exception(caught.value)) + caplog.text
         assert KEY not in shown and KEY.removesuffix(":fx") not in shown
         assert TEXTS[0] not in shown
@@ -135,7 +156,7 @@ def test_lasting_faults_are_told_apart_and_lose_nothing(tmp_path, fault, caplog)
 def test_wrong_key_is_not_shown(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.DEBUG)
     monkeypatch.setenv("DEEPL_AUTH_KEY", "another-key-of-mine")
-    with serve() as (url, _), pytest.raises(DeepLError, match=r"\(403\)") as caught:
+    with serve() as (url, _), pytest.raises(mt.RequestError, match=r"\(403\)") as caught:
         make(url, tmp_path).translate(TEXTS[:1])
     assert "another-key-of-mine" not in "".join(traceback.format_exception(caught.value)) + caplog.text
 
@@ -216,26 +237,25 @@ def test_two_processes_pay_once(tmp_path):
         assert account.accepted == dict.fromkeys(TEXTS, 1)
 
 
-def test_killed_runs_lose_at_most_the_request_in_flight(tmp_path):
+def test_killed_runs_pay_for_every_text_once(tmp_path):
+    # Seen to fail, with up to 50 texts paid twice a kill, when the run itself sends the requests.
     texts = [f"{text} ({k})" for k in range(5) for text in TEXTS]  # 12 requests
     (tmp_path / "texts").write_text("\n".join(texts), encoding="utf-8")
 
     def fault(n):
-        time.sleep(0.05)
-        return ("500", "", "reset", "")[n % 4]
+        return ("", "500", "", "503", "429")[n % 5]
 
-    kills = 2
     with serve(fault) as (url, account):
-        for k in range(kills):
+        account.work_s = 0.2
+        for k in range(3):
             worker = start(url, tmp_path / "mt.sqlite", tmp_path / "texts")
             go(worker)
-            while len(account.accepted) < 150 * (k + 1):
-                time.sleep(0.005)
-            os.kill(worker.pid, signal.SIGKILL)
+            while len(account.billed) < 150 * (k + 1):
+                time.sleep(0.002)
+            os.kill(worker.pid, signal.SIGKILL)  # the server is at work on an answer
             worker.wait()
-        done = Cache(tmp_path / "mt.sqlite").billed_characters()
-        assert done > 0
-        assert make(url, tmp_path).translate(texts) == list(map(german, texts))
-        repeated = sum(account.accepted.values()) - len(texts)
-        assert set(account.accepted) == set(texts)
-        assert repeated <= 50 * kills
+        translator = make(url, tmp_path)
+        assert translator.translate(texts) == list(map(german, texts))
+        assert account.billed == account.accepted == dict.fromkeys(texts, 1)
+        assert translator.cache.billed_characters() == account.characters == sum(map(len, texts))
+        assert translator.cache.in_doubt() == 0
