@@ -29,8 +29,8 @@ FREE_PLAN = (
     f" The key in {KEY_VARIABLE} ends in ':fx': it is of the FREE plan, whose terms forbid personal data and let DeepL "
     "keep the texts."
 )
-# Cut off before DeepL's own words, which may quote the request.
-_QUOTED = re.compile(r", content: .*", re.DOTALL)
+# Taken out of messages: the server's own words, which may quote the request, and addresses, which may be signed.
+_QUOTED = re.compile(r", content: .*|\burl: \S+", re.DOTALL)
 _MAX_DETAIL = 300
 
 T = TypeVar("T")
@@ -76,8 +76,9 @@ class Account:
         # Repeating is ours: the client would send again, in silence, what may be billed already.
         deepl.http_client.max_network_retries = 0
         deepl.http_client.min_connection_timeout = self.timeout_s
-        # The client's other messages hold texts, answers and addresses that are secrets.
-        logging.getLogger("deepl").setLevel(logging.WARNING)
+        # What they have to say beside hold texts, answers and addresses that are secrets.
+        for name in ("deepl", "urllib3"):
+            logging.getLogger(name).setLevel(logging.WARNING)
         self.client = deepl.DeepLClient(self._key, server_url=self.server_url or None, send_platform_info=False)
         host = urlsplit(self.client.server_url).hostname
         self.notice = f"{notice} Texts go to {host}, as config.mt.acknowledge_privacy allows."
@@ -92,10 +93,15 @@ class Account:
 
         try:
             return request()
-        except (UnreadableResponseError, TypeError, AttributeError, KeyError) as error:
-            # The last three are what the client does with fields that are missing or of another type.
-            what = str(error) if isinstance(error, UnreadableResponseError) else "fields are missing"
-            failure = RequestError(f"DeepL's answer cannot be read: {what}.", passing=True, may_be_billed=True)
+        except UnreadableResponseError as error:
+            failure = RequestError(f"DeepL's answer cannot be read: {error}.", passing=True, may_be_billed=True)
+        except (TypeError, AttributeError, KeyError) as error:
+            if not _is_of_client(error):
+                raise
+            # What the client does with fields that are missing or of another type.
+            failure = RequestError(
+                "DeepL's answer cannot be read: fields are missing.", passing=True, may_be_billed=True
+            )
         except deepl.DeepLException as error:
             failure = self._explain(error)
         # Raised here, not in the handler: the client's exception, which may quote a header, is no part of the chain.
@@ -137,6 +143,14 @@ class Account:
                 f"DeepL's server fails ({status}): {detail}. Wait some minutes.", passing=True, may_be_billed=gateway
             )
         return RequestError(f"DeepL refuses the request ({status or 'no status'}): {detail}.")
+
+
+def _is_of_client(error: Exception) -> bool:
+    """Whether the client, and not our own code, raised it."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and str(trace.tb_frame.f_globals.get("__name__")).split(".")[0] == "deepl"
 
 
 def _never_sent(error: "deepl.ConnectionException") -> bool:

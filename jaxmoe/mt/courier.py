@@ -15,6 +15,7 @@ from pathlib import Path
 import subprocess
 import sys
 from typing import TYPE_CHECKING, NoReturn
+import weakref
 
 import jaxmoe
 from jaxmoe.mt import BudgetExceeded, Engine, RequestError
@@ -92,6 +93,8 @@ class Courier:
             text=True,
         )
         assert self._process.stdin
+        # Popen keeps itself and its pipes for as long as the process runs, and this one runs until its input ends.
+        weakref.finalize(self, self._process.stdin.close)
         self._process.stdin.write(json.dumps(self._job) + "\n")
 
 

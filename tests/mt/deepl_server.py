@@ -15,6 +15,8 @@ import threading
 import time
 from typing import Any
 
+from tests.mt.deepl_assets import Assets
+
 KEY = "0f3a77c2-secret-key:fx"
 MAX_TEXTS, MAX_BYTES = 50, 128 * 1024
 
@@ -41,6 +43,7 @@ class Account:
         self.characters = 0  # billed
         self.hang_s = 5.0
         self.work_s = 0.0  # between accepting a request and answering it
+        self.assets = Assets()
         self.lock = threading.Lock()
 
 
@@ -68,20 +71,36 @@ class _Handler(BaseHTTPRequestHandler):
         return False
 
     def do_GET(self) -> None:
-        if not self._authorised():
-            return
-        if self.path != "/v2/usage":
-            self._send(404, {"message": "not found"})
-            return
-        self._send(200, {"character_count": self.account.characters, "character_limit": self.account.limit})
+        self._handle()
+
+    def do_DELETE(self) -> None:
+        self._handle()
 
     def do_POST(self) -> None:
-        raw = self.rfile.read(int(self.headers["Content-Length"]))
-        if not self._authorised():
+        self._handle()
+
+    def do_PUT(self) -> None:
+        self._handle()
+
+    def _handle(self) -> None:
+        raw = self.rfile.read(int(self.headers["Content-Length"] or 0))
+        if self.path.startswith("/storage/"):  # as in the cloud: whoever has the address may, and no key must come
+            assert "Authorization" not in self.headers
+            self._send(*self.account.assets.upload(self.path, raw))
+        elif not self._authorised():
             return
-        if self.path != "/v2/translate":
-            self._send(404, {"message": "not found"})
-            return
+        elif (self.command, self.path) == ("GET", "/v2/usage"):
+            account = self.account
+            self._send(200, {"character_count": account.characters, "character_limit": account.limit})
+        elif (self.command, self.path) == ("POST", "/v2/translate"):
+            self._translate(raw)
+        else:
+            host = f"http://127.0.0.1:{self.server.server_port}"  # type: ignore[attr-defined]
+            with self.account.lock:
+                answer = self.account.assets.answer(host, self.command, self.path, json.loads(raw or b"{}"))
+            self._send(*answer)
+
+    def _translate(self, raw: bytes) -> None:
         account, body = self.account, json.loads(raw)
         with account.lock:
             fault = account.fault(len(account.requests))
@@ -89,6 +108,8 @@ class _Handler(BaseHTTPRequestHandler):
             account.faults.append(fault)
             if not fault and (len(body["text"]) > MAX_TEXTS or len(raw) > MAX_BYTES):
                 fault = "413"
+            if not fault and not account.assets.known(body):
+                fault = "400"
             if not fault and account.characters + sum(map(len, body["text"])) > account.limit:
                 fault = "456"
             if not fault:
@@ -103,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
         translations = [
             {
                 "detected_source_language": "EN",
-                "text": german(text),
+                "text": self.account.assets.translate(text, body) or german(text),
                 "billed_characters": len(text),
                 "model_type_used": "quality_optimized",
             }
