@@ -4,6 +4,8 @@
 
 PHASE is one of
   prepare    recordings -> WORKDIR/corpus, what cannot be used set aside with its reason
+  references German for utterances without, by the translator config.references.engine
+  customize  glossary, translation memory and style for DeepL, from the train split
   embed      the frozen encoder over every recording, once
   cluster    HDBSCAN over how utterances are said
   gate       the gate learns the clusters
@@ -30,7 +32,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 import jaxmoe
-from jaxmoe import stages
+from jaxmoe import mt, stages
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment: configs/NAME.py or configs/NAME.py:VARIANT.")
 PHASE = flags.DEFINE_enum("phase", "all", [*stages.PHASES, "all"], "What to run.")
@@ -80,7 +82,7 @@ def main(argv: list[str]) -> None:
             stages.run_all(CONFIG.value, workdir, FORCE.value)
         else:
             stages.run(CONFIG.value, workdir, PHASE.value, FORCE.value)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, mt.BudgetExceeded, mt.RequestError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -38,18 +38,26 @@ class Phase:
 
 PHASES: dict[str, Phase] = {
     "prepare": Phase("corpus", (), ("seed", "data", "demo", "manifest")),
+    "references": Phase("references", ("prepare",), ("references", "mt"), wanted="references.engine"),
+    "customize": Phase("custom", ("prepare",), ("custom",), wanted="custom.enabled"),
     "embed": Phase("embeddings", ("prepare",), ("model.backbone", "embed")),
     "cluster": Phase("clusters", ("embed",), ("cluster", "model.num_experts")),
     "gate": Phase("gate", ("cluster",), ("gate", "model")),
     "experts": Phase("experts", ("gate",), ("experts",)),
     "joint": Phase("joint", ("experts",), ("joint",)),
     "baseline": Phase("baseline", ("embed",), ("baseline", "model")),
-    "evaluate": Phase("eval", ("joint", "baseline"), ("evaluate", "mt", "model.second"), incremental=True),
+    "evaluate": Phase(
+        "eval",
+        ("joint", "baseline", "references", "customize"),
+        ("evaluate", "mt", "model.second"),
+        incremental=True,
+    ),
     "report": Phase("report", ("evaluate",), ("report",)),
 }
 
 
-WITHOUT_EFFECT = {"num_workers", "log_every", "second"}  # on what is trained
+# On what is trained, or translated: a budget can be raised and the run go on.
+WITHOUT_EFFECT = {"num_workers", "log_every", "second", "max_chars", "acknowledge_privacy"}
 
 
 def _value(config: ConfigDict, group: str) -> object:

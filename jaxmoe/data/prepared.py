@@ -17,6 +17,7 @@ import numpy as np
 
 NAME = "speech"
 VERSION = "1.0.0"
+REFERENCES = "references/references.jsonl"  # in WORKDIR
 STRINGS = (
     *("id", "speaker", "text", "translation", "translation_origin", "source", "etiology", "severity"),
     *("prompt", "voice", "channel", "sex", "language"),
@@ -73,6 +74,8 @@ def open_split(workdir: Path | str, split: str) -> Split:
 def open_metadata(workdir: Path | str, split: str) -> list[Row]:
     """The rows of that split without their audio but with `samples`, its length, in the order of open_split.
 
+    German that the corpus lacks and phase `references` made is filled in.
+
     Raises:
       ValueError: as open_split.
     """
@@ -80,7 +83,25 @@ def open_metadata(workdir: Path | str, split: str) -> list[Row]:
     if not path.exists():
         open_split(workdir, split)  # says which of the two is missing
     with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+        rows = [json.loads(line) for line in file]
+    made = references(workdir)
+    return [row if row["translation"] else row | made.get(row["id"], {}) for row in rows]
+
+
+def references(workdir: Path | str) -> dict[str, dict[str, str]]:
+    """What phase `references` made for utterances without German: id -> translation, translation_origin."""
+    path = Path(workdir) / REFERENCES
+    if not path.exists():
+        return {}
+    with open(path, encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return {row["id"]: {name: row[name] for name in ("translation", "translation_origin")} for row in rows}
+
+
+def splits(workdir: Path | str) -> list[str]:
+    """The splits that `prepare` stored, train first."""
+    folder = Path(workdir) / "corpus"
+    return [split for split in ("train", "validation", "evaluation") if _metadata_file(folder, split).exists()]
 
 
 def lengths(workdir: Path | str, split: str) -> np.ndarray:

@@ -69,7 +69,7 @@ SALMONN = Part(missing="SALMONN's weights are not at hand")
 
 MT = Part("jaxmoe.eval.translators:configured", groups=("mt",), title="MT")
 LOCAL_MT = Part("jaxmoe.eval.translators:local", groups=("mt",), title="local MT")
-CUSTOM_MT = Part(title="customised MT", missing="no customised translator in this run")
+CUSTOM_MT = Part("jaxmoe.eval.translators:customised", groups=("mt", "custom"), title="customised MT")
 TUNED_MT = Part(title="fine-tuned local MT", missing="no fine-tuned translator in this run")
 
 

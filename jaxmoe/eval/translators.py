@@ -5,7 +5,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from jaxmoe import mt
-from jaxmoe.eval.systems import Part
+from jaxmoe.eval.systems import NotRun, Part
+from jaxmoe.mt import assets
 from jaxmoe.weights import cache_folder
 
 
@@ -19,6 +20,18 @@ def local(config: ConfigDict, workdir: Path, part: Part) -> mt.Translator:
     """The local translator, whatever config.mt.engine says. Raises: mt.TranslatorUnavailable."""
     del workdir, part
     return _make(config, "local")
+
+
+def customised(config: ConfigDict, workdir: Path, part: Part) -> mt.Translator:
+    """DeepL with what phase `customize` made of the train split. Raises: NotRun."""
+    del part
+    if config.mt.engine != "deepl":
+        raise NotRun(f"config.mt.engine is {config.mt.engine!r}; it is DeepL that can be customised")
+    fields = dict(config.mt) | {"cache_path": cache_folder() / "translations.sqlite"}
+    try:
+        return assets.customised(workdir, memory_threshold=config.custom.memory_threshold, **fields)
+    except mt.TranslatorUnavailable as reason:  # without it the row would be another row
+        raise NotRun(str(reason)) from None
 
 
 def _make(config: ConfigDict, engine: str) -> mt.Translator:

@@ -99,7 +99,7 @@ def _german_terms(sentence: str, nouns: set[str]) -> Forms:
     words = _WORD.findall(sentence)
     noun = [w[0].isupper() and w.lower() in nouns for w in words]
     return {
-        tuple(map(_german_stem, words[start:end])): " ".join(words[start:end])
+        tuple(map(german_stem, words[start:end])): " ".join(words[start:end])
         for start, end in _runs(len(words))
         if all(noun[start:end])
     }
@@ -115,7 +115,7 @@ def _english_stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")) else word
 
 
-def _german_stem(noun: str) -> str:
+def german_stem(noun: str) -> str:
     """Without endings of case and number: Savoy (2006), Light stemming approaches, the minimal German stemmer."""
     stem = noun.lower().translate(_UMLAUTS)
     for ending in ("ern", "en", "er", "es", "em", "e", "n", "s", "r"):
