@@ -47,9 +47,14 @@ def sinusoids(length: int, channels: int, max_timescale: float = 10000.0) -> np.
     return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
+def at_least_float32(dtype: Any) -> Any:
+    """The type of softmax, norms and logits: float32 for narrower types; float64 remains, for exact comparisons."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """softmax(q k^T + mask) v, scores in float32: q [B, T, H, D'], k, v [B, S, H, D'], mask as [B, H, T, S]."""
-    scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32)
+    """softmax(q k^T + mask) v, scores in float32 or better: q [B, T, H, D'], k, v [B, S, H, D'], mask as [B, H, T, S]."""
+    scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=at_least_float32(q.dtype))
     if mask is not None:
         scores = jnp.where(mask, scores, -1e30)
     weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
@@ -66,7 +71,7 @@ def _attend_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         qs, kt, vs = args  # [T / chunk, chunk, D'], [D', S], [S, D']
 
         def one(qc: jax.Array) -> jax.Array:
-            s = (qc @ kt).astype(jnp.float32)
+            s = (qc @ kt).astype(at_least_float32(qc.dtype))
             e = jnp.exp(s - s.max(-1, keepdims=True))
             return (e.astype(vs.dtype) @ vs) / e.sum(-1, keepdims=True).astype(vs.dtype)
 
@@ -92,7 +97,7 @@ def attention(
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm over D in float32, eps 1e-5."""
+    """LayerNorm over D in float32 or better, eps 1e-5."""
 
     dtype: Any = jnp.float32
 
@@ -100,7 +105,7 @@ class LayerNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
-        x = x.astype(jnp.float32)
+        x = x.astype(at_least_float32(x.dtype))
         mean = x.mean(-1, keepdims=True)
         x = (x - mean) * jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + 1e-5)
         return (x * scale + bias).astype(self.dtype)
@@ -320,7 +325,7 @@ class Decoder(nn.Module):
             cross_mask = cross_mask[:, None, None, :]
         x, cache = self.blocks(x, cross, cache, position, self_mask, cross_mask, scales)
         x = self.ln(x)
-        return self.token_embedding.attend(x).astype(jnp.float32), cache
+        return self.token_embedding.attend(x).astype(at_least_float32(self.dtype)), cache
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of `length` tokens."""
