@@ -44,17 +44,23 @@ def get_config(variant: str = "full") -> ConfigDict:
     c.embed = dict(
         batch_size=8,
         context="trimmed",  # the audio and its margin; "full" pads to 30 s, several times the work
+        variant_clips=64,  # recordings heard in other voices and channels, to know what must not decide a cluster
+        variant_draws=4,
         margin_s=1.0,  # silence after the audio; an unadapted decoder needs the 30 s, an adapted one does not
     )
     c.cluster = dict(
+        method="hdbscan",  # kmeans, spectral; etiology and random look at no sound, for ablations
         layer=2,  # encoder block whose mean is clustered: the middle says how, the end says what
-        pca=50,
-        umap_dim=8,
-        neighbors=30,
-        min_cluster_share=0.03,  # of the utterances; clusters beyond num_experts are merged
-        min_samples=5,
-        selection="leaf",  # or "eom"
-        noise="soft",  # or "drop"
+        nuisance=10,  # directions of channel, and of voice, that are dropped
+        remove_text=False,  # a regression on the transcript; for corpora of few prompts read by many speakers
+        by_speaker=True,  # clusters speakers' means
+        pca=10,
+        umap_dim=5,
+        neighbors=10,
+        min_cluster_share=0.05,  # of the speakers; clusters beyond num_experts are merged
+        min_samples=2,
+        selection="eom",  # or "leaf"
+        noise="soft",  # one-hot but for noise; "drop" leaves noise out, "membership" is soft for all
     )
     training = dict(warmup=10, weight_decay=0.01, clip_norm=1.0, log_every=10, save_every=50)
     c.gate = dict(steps=200, batch_size=64, lr=1e-3, class_balance=0.5, **training)
@@ -99,7 +105,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     if variant == "smoke":
         c.demo.update(train_speakers_per_voice=1, held_out_speakers_per_voice=2)
         c.demo.update(train_utterances=2, validation_utterances=1, evaluation_utterances=1)
-        c.data.pretrain_share, c.cluster.min_samples = 1.0, 2
+        c.data.pretrain_share, c.embed.variant_clips, c.cluster.nuisance = 1.0, 4, 2
         for phase in ("gate", "experts", "joint", "baseline"):
             c[phase].update(steps=4, log_every=2, save_every=2)
         c.experts.batch_size = c.joint.batch_size = c.baseline.batch_size = 4

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 SHARD_ROWS = 64  # utterances a shard; what a kill can cost
+VARIANTS = "variants.npz"
 
 
 def write_shard(
@@ -75,3 +76,19 @@ class Embeddings:
         """H of utterance i, [S', D] float32."""
         latents, start, end = self._where[i]
         return np.asarray(latents[start:end], np.float32)
+
+
+def write_variants(folder: Path, **sets: np.ndarray) -> None:
+    """Depths [clips, variants, L + 2, D] of recordings in variants that must not decide a cluster, by what varies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"{VARIANTS}.tmp.npz"
+    np.savez(temporary, **{name: x.astype(np.float32) for name, x in sets.items()})
+    os.replace(temporary, folder / VARIANTS)
+
+
+def load_variants(folder: Path) -> list[np.ndarray]:
+    """The sets that write_variants wrote, in the order of their names; none where `embed` was told to make none."""
+    if not (folder / VARIANTS).exists():
+        return []
+    with np.load(folder / VARIANTS) as sets:
+        return [sets[name] for name in sorted(sets.files)]

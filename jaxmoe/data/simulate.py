@@ -53,8 +53,8 @@ def synthesise(frames: Frames) -> np.ndarray:
     """Speech of `frames`, float64 [T * 80] at 16 kHz."""
     return pyworld.synthesize(
         np.ascontiguousarray(frames.f0),
-        np.exp(frames.log_spectrum),
-        np.clip(frames.aperiodicity, 0.001, 1 - 1e-9),
+        np.ascontiguousarray(np.exp(frames.log_spectrum)),
+        np.ascontiguousarray(np.clip(frames.aperiodicity, 0.001, 1 - 1e-9)),
         SAMPLE_RATE_HZ,
         FRAME_S * 1000,
     )

@@ -53,7 +53,7 @@ def at_least_float32(dtype: Any) -> Any:
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
-    """softmax(q k^T + mask) v, scores in float32 or better: q [B, T, H, D'], k, v [B, S, H, D'], mask as [B, H, T, S]."""
+    """softmax(q k^T + mask) v, scores at least float32: q [B, T, H, D'], k, v [B, S, H, D'], mask as [B, H, T, S]."""
     scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=at_least_float32(q.dtype))
     if mask is not None:
         scores = jnp.where(mask, scores, -1e30)

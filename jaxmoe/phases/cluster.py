@@ -1,4 +1,4 @@
-"""Clusters how utterances are said: middle-layer embeddings, reduced, then HDBSCAN.
+"""Clusters how people speak: middle-layer embeddings without channel and voice, averaged by speaker, then HDBSCAN.
 
 Reads   WORKDIR/corpus, WORKDIR/embeddings
 Writes  WORKDIR/clusters/assignments.jsonl  id, cluster (-1 noise), membership by expert, whether it was fitted on
@@ -6,123 +6,23 @@ Writes  WORKDIR/clusters/assignments.jsonl  id, cluster (-1 noise), membership b
         WORKDIR/clusters/map.json, clusters.png
 
 Fitted on the pre-training sample of train; everything else is assigned to the clusters found. Etiology and the other
-labels are only compared with the result, they choose nothing.
+labels are only compared with the result, they choose nothing (methods "etiology" and "random" are for ablations).
 """
 
 import json
 from pathlib import Path
 from typing import Any
-import warnings
 
 from ml_collections import ConfigDict
 import numpy as np
 
+from jaxmoe.clustering import methods, quality
+from jaxmoe.clustering.features import Space
 from jaxmoe.data import prepared
-from jaxmoe.data.embeddings import Embeddings
-from jaxmoe.train.setup import embeddings_folder
+from jaxmoe.data.embeddings import Embeddings, load_variants
+from jaxmoe.train.setup import embeddings_folder, load_backbone
 
 SPLITS = ("train", "validation", "evaluation")
-LABELS = {k: k for k in ("etiology", "severity", "speaker", "channel")} | {"sentence": "prompt"}
-
-
-class Reducer:
-    """Standardise, PCA, UMAP: fitted on one set of features, applied to others."""
-
-    def __init__(self, *, pca: int, umap_dim: int, neighbors: int, seed: int):
-        from sklearn.decomposition import PCA
-        from sklearn.preprocessing import StandardScaler
-
-        self.scale, self.seed = StandardScaler(), seed
-        self.pca = PCA(pca, svd_solver="full")
-        self.umap_dim, self.neighbors = umap_dim, neighbors
-        self.umap: Any = None
-
-    def fit(self, features: np.ndarray) -> np.ndarray:
-        """Features [U, D] -> reduced [U, umap_dim]; umap_dim 0 stops after the PCA."""
-        self.pca.n_components = min(self.pca.n_components, *features.shape)
-        x = self.pca.fit_transform(self.scale.fit_transform(features))
-        if not self.umap_dim:
-            return x
-        from umap import UMAP
-
-        self.umap = UMAP(
-            n_components=self.umap_dim,
-            n_neighbors=min(self.neighbors, len(x) - 1),
-            min_dist=0.0,
-            random_state=self.seed,
-            n_jobs=1,
-        )
-        return self.umap.fit_transform(x)
-
-    def apply(self, features: np.ndarray) -> np.ndarray:
-        x = self.pca.transform(self.scale.transform(features))
-        return x if self.umap is None else self.umap.transform(x)
-
-
-def fit_hdbscan(points: np.ndarray, min_cluster_share: float, min_samples: int, selection: str) -> Any:
-    """HDBSCAN (McInnes et al. 2017) whose smallest cluster scales with the number of points.
-
-    selection: of the tree's clusters, "leaf" or "eom". Excess of mass often keeps one cluster of most points and jumps
-    from 2 to 15 clusters between seeds of the reduction; the leaves are as good by every figure and stay alike.
-    """
-    import hdbscan
-
-    size = max(round(min_cluster_share * len(points)), 3)
-    return hdbscan.HDBSCAN(
-        min_cluster_size=size,
-        min_samples=min_samples,
-        cluster_selection_method=selection,
-        prediction_data=True,
-        core_dist_n_jobs=1,
-    ).fit(np.asarray(points, np.float64))
-
-
-def merge_to(points: np.ndarray, labels: np.ndarray, experts: int) -> dict[int, int]:
-    """Cluster -> expert. Up to `experts` clusters keep their number; beyond, the nearest centres (Ward) are merged."""
-    found = sorted(set(labels[labels >= 0].tolist()))
-    if len(found) <= experts:
-        return {c: c for c in found}
-    from sklearn.cluster import AgglomerativeClustering
-
-    centres = np.stack([points[labels == c].mean(0) for c in found])
-    merged = AgglomerativeClustering(experts).fit_predict(centres)
-    return dict(zip(found, merged.tolist(), strict=True))
-
-
-def memberships(clusterer: Any, points: np.ndarray | None, mapping: dict[int, int], experts: int) -> np.ndarray:
-    """Soft membership by expert [U, E], rows summing to 1; points None means those fitted on."""
-    import hdbscan
-
-    with np.errstate(divide="ignore", invalid="ignore"):
-        if points is None:
-            soft = hdbscan.all_points_membership_vectors(clusterer)
-        else:
-            soft = hdbscan.membership_vector(clusterer, np.asarray(points, np.float64))
-    soft = np.nan_to_num(np.atleast_2d(soft)).reshape(-1, max(len(mapping), 1))
-    out = np.zeros((len(soft), experts))
-    for column, expert in enumerate(mapping[c] for c in sorted(mapping)):
-        out[:, expert] += soft[:, column]
-    total = out.sum(1, keepdims=True)
-    live = np.isin(np.arange(experts), list(mapping.values())) / max(len(set(mapping.values())), 1)
-    return np.where(total > 1e-12, out / np.maximum(total, 1e-12), live)
-
-
-def posterior(labels: np.ndarray, soft: np.ndarray, mapping: dict[int, int], noise: str) -> np.ndarray:
-    """What the gate is taught [U, E]: one-hot clusters; noise by its membership ("soft") or left out ("drop")."""
-    out = np.zeros_like(soft)
-    for i, c in enumerate(labels):
-        if c >= 0:
-            out[i, mapping[int(c)]] = 1.0
-        elif noise == "soft":
-            out[i] = soft[i]
-    return out
-
-
-def figures(labels: np.ndarray, items: list[dict]) -> dict[str, float]:
-    """Adjusted mutual information of the clusters with what is known of each utterance; noise is a class of its own."""
-    from sklearn.metrics import adjusted_mutual_info_score
-
-    return {k: float(adjusted_mutual_info_score([x[f] for x in items], labels)) for k, f in LABELS.items()}
 
 
 def draw(path: Path, xy: np.ndarray, items: list[dict], labels: np.ndarray) -> None:
@@ -132,9 +32,11 @@ def draw(path: Path, xy: np.ndarray, items: list[dict], labels: np.ndarray) -> N
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    panels = {"cluster": [str(c) for c in labels], **{k: [x[f] for x in items] for k, f in LABELS.items()}}
-    figure, axes = plt.subplots(2, 3, figsize=(15, 9), constrained_layout=True)
-    for axis, (title, values) in zip(axes.flat, panels.items(), strict=True):
+    panels = {"cluster": [str(c) for c in labels], **{k: [x[f] for x in items] for k, f in quality.LABELS.items()}}
+    figure, axes = plt.subplots(2, 4, figsize=(19, 9), constrained_layout=True)
+    for axis in axes.flat[len(panels) :]:
+        axis.axis("off")
+    for axis, (title, values) in zip(axes.flat, panels.items(), strict=False):
         names = sorted(set(values))
         colours = plt.get_cmap("turbo")(np.linspace(0.05, 0.95, len(names)))
         for name, colour in zip(names, colours, strict=True):
@@ -161,60 +63,119 @@ def load(workdir: Path, backbone: str, layer: int) -> tuple[list[dict], np.ndarr
     return items, np.stack(features), np.array(fitted)
 
 
+def text_features(config: ConfigDict, items: list[dict]) -> np.ndarray:
+    """Mean token embedding of each transcript and its number of tokens [U, D + 1], for Space.remove_text."""
+    backbone = load_backbone(config)
+    table = np.asarray(backbone.base["decoder"]["token_embedding"]["embedding"], np.float32)
+    ids = [backbone.tokenizer.encode(" " + x["text"].strip()) for x in items]
+    return np.stack([np.append(table[i].mean(0), len(i)) for i in ids])
+
+
+class Grouping:
+    """The utterances of a run in the space of config.cluster, and the clusters found there."""
+
+    def __init__(self, config: ConfigDict, workdir: Path):
+        c = config.cluster
+        self.config, self.backbone = config, config.model.backbone
+        self.items, self.features, self.fitted = load(workdir, self.backbone, c.layer)
+        self.variants = [v[:, :, c.layer] for v in load_variants(workdir / "embeddings" / Path(self.backbone).name)]
+        self.text = text_features(config, self.items) if c.remove_text else None
+        self.speakers = np.array([x["speaker"] for x in self.items], dtype=object)
+
+    def fit(self, chosen: np.ndarray, seed: int) -> tuple[Space, methods.Clusters, np.ndarray, np.ndarray]:
+        """Space, clusters of its units, points of the units, and each chosen utterance's unit."""
+        c = self.config.cluster
+        space = Space(
+            c.nuisance, c.remove_text, c.by_speaker, c.pca, c.umap_dim, c.neighbors, seed
+        )
+        text = None if self.text is None else self.text[chosen]
+        points, unit = space.fit(self.features[chosen], self.speakers[chosen], self.variants, text)
+        clusters = methods.fit(
+            c.method,
+            points,
+            num_clusters=self.config.model.num_experts,
+            min_cluster_share=c.min_cluster_share,
+            min_samples=c.min_samples,
+            selection=c.selection,
+            seed=seed,
+        )
+        return space, clusters, points, unit
+
+    def place(self, space: Space, clusters: methods.Clusters, chosen: np.ndarray) -> tuple[np.ndarray, ...]:
+        """(labels [U'], soft memberships [U', C], points [U', d]) of utterances that were not fitted on."""
+        text = None if self.text is None else self.text[chosen]
+        points, unit = space.apply(self.features[chosen], self.speakers[chosen], text)
+        labels, soft = clusters.assign(points)
+        return labels[unit], soft[unit], points[unit]
+
+
 def run(config: ConfigDict, workdir: Path) -> None:
     c, experts = config.cluster, config.model.num_experts
-    items, features, fitted = load(workdir, config.model.backbone, c.layer)
-    reducer = Reducer(pca=c.pca, umap_dim=c.umap_dim, neighbors=c.neighbors, seed=config.seed)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # UMAP on one thread says so at every seed
-        points = reducer.fit(features[fitted])
-        others = reducer.apply(features[~fitted])
-    clusterer = fit_hdbscan(points, c.min_cluster_share, c.min_samples, c.selection)
-    labels = np.full(len(items), -1)
-    labels[fitted] = clusterer.labels_
-    mapping = merge_to(points, clusterer.labels_, experts)
-    if not mapping:
-        raise ValueError(
-            f"HDBSCAN found no cluster in {fitted.sum()} utterances; lower config.cluster.min_cluster_share "
-            f"({c.min_cluster_share}) or raise config.data.pretrain_share ({config.data.pretrain_share})."
-        )
-    import hdbscan
+    group = Grouping(config, workdir)
+    inside, outside = np.flatnonzero(group.fitted), np.flatnonzero(~group.fitted)
+    if c.method in ("etiology", "random"):
+        etiologies = [x["etiology"] for x in group.items]
+        labels = methods.given(c.method, etiologies, list(group.speakers), experts, config.seed)
+        write(workdir / "clusters", group, labels, np.eye(experts)[labels], np.zeros((len(labels), 2)), {})
+        return
+    space, clusters, points, unit = group.fit(inside, config.seed)
+    mapping = methods.merge_to(points, clusters.labels, experts)
+    utterances, found = len(group.items), clusters.soft.shape[1]
+    labels, soft, xy = np.empty(utterances, int), np.empty((utterances, found)), np.empty((utterances, 2))
+    labels[inside], soft[inside], xy[inside] = clusters.labels[unit], clusters.soft[unit], points[unit, :2]
+    labels[outside], soft[outside], far = group.place(space, clusters, outside)
+    xy[outside] = far[:, :2]
+    taught = methods.posterior(labels, soft, mapping, experts, c.noise)
+    _, speaker = np.unique(group.speakers[inside].astype(str), return_inverse=True)
 
-    labels[~fitted] = hdbscan.approximate_predict(clusterer, np.asarray(others, np.float64))[0]
-    soft = np.zeros((len(items), experts))
-    soft[fitted] = memberships(clusterer, None, mapping, experts)
-    soft[~fitted] = memberships(clusterer, others, mapping, experts)
-    xy = np.zeros((len(items), 2))
-    xy[fitted], xy[~fitted] = points[:, :2], others[:, :2]
-    write(workdir / "clusters", items, labels, posterior(labels, soft, mapping, c.noise), fitted, xy, clusterer)
+    def refit(seed: int, kept: np.ndarray) -> np.ndarray:
+        _, again, _, unit = group.fit(inside[kept], seed)
+        return again.labels[unit]
+
+    figures = {
+        "dbcv": quality.density(points, clusters.labels),
+        "stability": quality.stability(refit, labels[inside], speaker),
+        "channel_probe": channel_probe(group, space),
+    }
+    write(workdir / "clusters", group, labels, taught, xy, figures)
+
+
+def channel_probe(group: Grouping, space: Space) -> dict[str, float] | None:
+    """How well the cleaned embeddings tell the channel of speakers not fitted on; None where there is one channel."""
+    clean = space.cleaned(group.features, group.text)
+    channel = np.array([x["channel"] for x in group.items])
+    held_out = np.array([x["split"] != "train" for x in group.items])
+    if len(set(channel)) < 2 or not held_out.any():
+        return None
+    return quality.probe(clean[group.fitted], channel[group.fitted], clean[held_out], channel[held_out])
 
 
 def write(
     folder: Path,
-    items: list[dict],
+    group: Grouping,
     labels: np.ndarray,
     taught: np.ndarray,
-    fitted: np.ndarray,
     xy: np.ndarray,
-    clusterer: Any,
+    figures: dict[str, Any],
 ) -> None:
     """Writes the files of the phase and prints the figures."""
+    items, fitted = group.items, group.fitted
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "assignments.jsonl").open("w") as f:
         for item, label, row, fit in zip(items, labels, taught, fitted, strict=True):
             line = {"id": item["id"], "cluster": int(label), "membership": row.round(6).tolist(), "fitted": bool(fit)}
             f.write(json.dumps(line) + "\n")
     inside = [x for x, fit in zip(items, fitted, strict=True) if fit]
-    outside = [(x, c) for x, c in zip(items, labels, strict=True) if x["split"] == "evaluation"]
+    held_out = [i for i, x in enumerate(items) if x["split"] != "train"]
     found = labels[fitted]
     summary = {
         "found": int(found.max() + 1),
         "noise_share": float((found < 0).mean()),
         "sizes": np.bincount(found[found >= 0]).tolist(),
         "utterances": len(inside),
-        "ami": figures(found, inside),
-        "ami_evaluation": figures(np.array([c for _, c in outside]), [x for x, _ in outside]),
-        "relative_validity": float(getattr(clusterer, "relative_validity_", np.nan)),
+        "ami": quality.agreement(found, inside),
+        "ami_held_out": quality.agreement(labels[held_out], [items[i] for i in held_out]),
+        **figures,
     }
     (folder / "clusters.json").write_text(json.dumps(summary, indent=2))
     names = {"etiology", "severity", "voice", "speaker", "channel"}
@@ -225,5 +186,6 @@ def write(
     ]
     (folder / "map.json").write_text(json.dumps({"points": points}))
     draw(folder / "clusters.png", xy[fitted], inside, found)
-    ami = ", ".join(f"{k} {v:.2f}" for k, v in summary["ami"].items())
-    print(f"{summary['found']} clusters, {summary['noise_share']:.0%} noise; AMI with {ami}")
+    for title, key in (("AMI", "ami"), ("AMI on held-out speakers", "ami_held_out")):
+        print(f"  {title}: " + ", ".join(f"{k} {v:.2f}" for k, v in summary[key].items()))
+    print(f"{summary['found']} clusters, {summary['noise_share']:.0%} noise")

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from jaxmoe import sharding
-from jaxmoe.data import prepared
+from jaxmoe.data import nuisance, prepared
 from jaxmoe.data.audio import (
     N_SAMPLES,
     SAMPLE_RATE,
@@ -26,9 +26,11 @@ from jaxmoe.data.audio import (
     positions,
     window,
 )
-from jaxmoe.data.embeddings import SHARD_ROWS, write_shard
+from jaxmoe.data.embeddings import SHARD_ROWS, VARIANTS, write_shard, write_variants
 from jaxmoe.model.whisper import Whisper
 from jaxmoe.train.setup import Backbone, embeddings_folder, load_backbone
+
+VARIANT_SAMPLES = 12 * SAMPLE_RATE  # longer recordings tell no more of channel and voice
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -94,9 +96,35 @@ def embed_split(config: ConfigDict, workdir: Path, backbone: Backbone, split: st
     return [{"split": split, "id": source[i]["id"], "samples": int(lengths[i])} for i in long]
 
 
+def embed_variants(config: ConfigDict, workdir: Path, backbone: Backbone) -> None:
+    """Embeds some of the pre-training sample through other channels and in other voices (data/nuisance.py)."""
+    from tqdm import tqdm
+
+    folder, draws = embeddings_folder(workdir, backbone.name, "train").parent, config.embed.variant_draws
+    source, metadata = prepared.open_split(workdir, "train"), prepared.open_metadata(workdir, "train")
+    short = [i for i, x in enumerate(metadata) if x["pretrain"] and x["samples"] <= VARIANT_SAMPLES]
+    chosen = np.random.default_rng(config.seed).permutation(short)[: config.embed.variant_clips]
+    if (folder / VARIANTS).exists() or not len(chosen):
+        return
+    sets: dict[str, list[np.ndarray]] = {"channel": [], "voice": []}
+    for number, i in enumerate(tqdm(chosen, desc=f"embed {backbone.name} variants", unit="utt")):
+        samples = source[int(i)]["audio"].astype(np.float32) / 32768.0
+        heard, said = nuisance.other_channels(samples, draws, number), nuisance.other_voices(samples, draws, number)
+        said = [samples, *heard, *said]
+        audio = np.zeros((len(said), window(len(samples), config.embed.context, config.embed.margin_s)), np.float32)
+        for row, x in zip(audio, said, strict=True):
+            row[: len(x)] = x
+        placed = jax.device_put((audio, np.full(len(said), len(samples), np.int32)), sharding.replicated(backbone.mesh))
+        depths = np.asarray(encode(backbone.model.whisper, backbone.base, *placed)[1])  # [1 + 2 draws, L + 2, D]
+        sets["channel"].append(depths[: 1 + draws])
+        sets["voice"].append(np.concatenate([depths[:1], depths[1 + draws :]]))
+    write_variants(folder, **{name: np.stack(x) for name, x in sets.items()})
+
+
 def run(config: ConfigDict, workdir: Path) -> None:
     """Embeds all splits with the run's backbone."""
     backbone = load_backbone(config)
+    embed_variants(config, workdir, backbone)
     long = []
     for split in ("train", "validation", "evaluation"):
         long += embed_split(config, workdir, backbone, split)

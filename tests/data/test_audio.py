@@ -136,8 +136,8 @@ def test_log_mel_is_whispers(n_mels):
     assert ours.shape == (2, n_mels, audio.N_FRAMES) and ours.dtype == np.float32
     extract = WhisperFeatureExtractor(feature_size=n_mels)
     for x, y in zip(batch, ours, strict=True):
-        # transformers' extraction without torch has a float64 FFT; with torch a float32 one, which is off by 2e-5 itself
-        # where a band lies 80 dB below the loudest.
+        # transformers' extraction without torch has a float64 FFT; with torch a float32 one, which is off by 2e-5
+        # itself where a band lies 80 dB below the loudest.
         theirs = extract._np_extract_fbank_features(x[None], device="cpu")[0]
         np.testing.assert_allclose(y, theirs, atol=2e-5)
 

@@ -135,7 +135,7 @@ def speak(clip: str, etiology: str, severity: str, channel: int, level_dbfs: flo
     """The clip as the speaker says it and the channel hears it, float32 [n] at 16 kHz."""
     speech = simulate.simulate(read_file(clip), etiology, severity, seed, key)
     rng = _rng(seed, f"{key}/noise")
-    return channels.make_channel(channel).record(speech, level_dbfs, rng)
+    return channels.make_channel(channel, seed).record(speech, level_dbfs, rng)
 
 
 def _clips(folder: Path, sentences: dict[str, dict[str, str]]) -> dict[str, list[Path]]:

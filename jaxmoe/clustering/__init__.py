@@ -1,0 +1,1 @@
+"""How utterances are grouped: features without channel, voice and words; clustering methods; figures of quality."""

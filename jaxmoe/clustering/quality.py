@@ -1,0 +1,71 @@
+"""Whether clusters mean something: agreement with what is known, density, stability, and what the channel tells."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+import warnings
+
+import numpy as np
+
+LABELS = {k: k for k in ("etiology", "severity", "voice", "speaker", "channel")} | {"sentence": "prompt"}
+
+
+def agreement(labels: np.ndarray, items: Sequence[dict]) -> dict[str, float]:
+    """Adjusted mutual information (Vinh et al. 2010) of the clusters with each of LABELS; noise is a class of its own.
+
+    `floor_channel` is the AMI of the etiology itself with the channel: with few speakers the two coincide by chance,
+    and clusters that were the etiologies would have just that much.
+    """
+    from sklearn.metrics import adjusted_mutual_info_score as ami
+
+    found = {k: float(ami([x[f] for x in items], labels)) for k, f in LABELS.items()}
+    floor = float(ami([x["etiology"] for x in items], [x["channel"] for x in items]))
+    return found | {"floor_channel": floor}
+
+
+def density(points: np.ndarray, labels: np.ndarray) -> float:
+    """DBCV (Moulavi et al. 2014), -1 to 1, of the clusters without noise; nan where it has no value."""
+    import hdbscan
+
+    if labels.max() < 1:
+        return float("nan")
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        return float(hdbscan.validity.validity_index(np.asarray(points, np.float64), labels))
+
+
+def stability(
+    refit: Callable[[int, np.ndarray], np.ndarray], labels: np.ndarray, speakers: np.ndarray, repeats: int = 3
+) -> dict[str, float]:
+    """Mean adjusted Rand index of the labels with those found again.
+
+    Args:
+      refit: (seed, utterances kept) -> their labels.
+      labels: [U] as found.
+      speakers: [U] numbers; a subsample takes four speakers of five.
+
+    Returns:
+      {"seeds": other seeds of the reduction, "subsamples": other seeds and fewer speakers}
+    """
+    from sklearn.metrics import adjusted_rand_score
+
+    everything = np.arange(len(labels))
+    seeds, subsamples = [], []
+    for n in range(1, repeats + 1):
+        seeds.append(adjusted_rand_score(labels, refit(n, everything)))
+        rng = np.random.default_rng(n)
+        kept = np.flatnonzero(np.isin(speakers, rng.permutation(speakers.max() + 1)[: int(0.8 * (speakers.max() + 1))]))
+        subsamples.append(adjusted_rand_score(labels[kept], refit(n, kept)))
+    return {"seeds": float(np.mean(seeds)), "subsamples": float(np.mean(subsamples))}
+
+
+def probe(train: np.ndarray, known: Sequence[Any], test: np.ndarray, expected: Sequence[Any]) -> dict[str, float]:
+    """How well the 10 nearest neighbours tell a label of speakers they have not heard, and how well its commonest value
+    would: {"accuracy", "chance"}."""
+    from sklearn.neighbors import KNeighborsClassifier
+
+    neighbours = KNeighborsClassifier(min(10, len(train))).fit(train, list(known))
+    _, counts = np.unique(list(expected), return_counts=True)
+    return {
+        "accuracy": float(neighbours.score(test, list(expected))),
+        "chance": float(counts.max() / counts.sum()),
+    }
