@@ -37,25 +37,42 @@ def get_config() -> ConfigDict:
         alpha=32.0,
         top_k=2,
         gate_hidden=512,
+        routing="gate",
         lora_targets=(r"decoder/blocks/.*",),
         dtype="auto",
         remat=True,
     )
-    c.embed = dict(batch_size=32, context="full", margin_s=2.0)
+    c.embed = dict(batch_size=32, context="full", margin_s=2.0, variant_clips=256, variant_draws=4)
     c.cluster = dict(
         layer=11,  # a third of the encoder's 32 blocks, as block 2 of base's 6
-        pca=50,
-        umap_dim=8,
-        neighbors=30,
-        min_cluster_share=0.03,
-        min_samples=5,
-        selection="leaf",  # or "eom"
+        method="hdbscan",
+        nuisance=20,
+        remove_text=False,
+        by_speaker=True,
+        pca=10,
+        umap_dim=5,
+        neighbors=10,
+        min_cluster_share=0.05,
+        min_samples=2,
+        selection="eom",
         noise="soft",
     )
     training = dict(warmup=500, weight_decay=0.01, clip_norm=1.0, log_every=50, save_every=500)
     c.gate = dict(steps=2000, batch_size=256, lr=1e-3, class_balance=0.5, **training)
     c.experts = dict(steps=5000, batch_size=64, lr=1e-4, **training)
-    c.joint = dict(steps=15_000, batch_size=64, lr=1e-4, balance=0.01, z=0.001, align=0.1, temperature=1.0, **training)
+    c.joint = dict(
+        steps=15_000,
+        batch_size=64,
+        lr=1e-4,
+        balance=0.01,
+        z=0.001,
+        align=0.1,
+        soft_steps=0,
+        temperature=1.0,
+        noise=0.0,
+        min_effective=0.6,
+        **training,
+    )
     c.baseline = dict(steps=20_000, batch_size=64, lr=1e-4, rank=0, **training)
     c.mt = dict(
         engine="local",

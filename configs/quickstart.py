@@ -37,6 +37,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         alpha=16.0,
         top_k=2,
         gate_hidden=512,
+        routing="gate",  # "given" routes by the clusters, evaluation too: an oracle, for ablations
         lora_targets=(r"decoder/blocks/.*",),  # regexes of linear maps
         dtype="auto",
         remat=False,
@@ -66,7 +67,17 @@ def get_config(variant: str = "full") -> ConfigDict:
     c.gate = dict(steps=200, batch_size=64, lr=1e-3, class_balance=0.5, **training)
     c.experts = dict(steps=40, batch_size=16, lr=5e-4, **training)
     c.joint = dict(
-        steps=140, batch_size=16, lr=5e-4, balance=0.01, z=0.001, align=0.1, temperature=1.0, **training
+        steps=140,
+        batch_size=16,
+        lr=5e-4,
+        balance=0.01,  # weights of the auxiliary losses
+        z=0.001,
+        align=0.1,
+        soft_steps=0,  # that mix all experts before the top k
+        temperature=1.0,  # at their beginning
+        noise=0.0,  # standard deviation on gate logits
+        min_effective=0.6,  # of the live experts; under it the run warns of collapse
+        **training,
     )
     # rank 0: as many parameters as the mixture
     c.baseline = dict(steps=180, batch_size=16, lr=5e-4, rank=0, **training)

@@ -46,16 +46,21 @@ def stability(
     Returns:
       {"seeds": other seeds of the reduction, "subsamples": other seeds and fewer speakers}
     """
-    from sklearn.metrics import adjusted_rand_score
-
     everything = np.arange(len(labels))
     seeds, subsamples = [], []
     for n in range(1, repeats + 1):
-        seeds.append(adjusted_rand_score(labels, refit(n, everything)))
+        seeds.append(adjusted_rand(labels, refit(n, everything)))
         rng = np.random.default_rng(n)
         kept = np.flatnonzero(np.isin(speakers, rng.permutation(speakers.max() + 1)[: int(0.8 * (speakers.max() + 1))]))
-        subsamples.append(adjusted_rand_score(labels[kept], refit(n, kept)))
+        subsamples.append(adjusted_rand(labels[kept], refit(n, kept)))
     return {"seeds": float(np.mean(seeds)), "subsamples": float(np.mean(subsamples))}
+
+
+def adjusted_rand(first: np.ndarray, second: np.ndarray) -> float:
+    """Adjusted Rand index (Hubert and Arabie 1985) of two labelings: 1 for the same grouping, 0 for chance."""
+    from sklearn.metrics import adjusted_rand_score
+
+    return float(adjusted_rand_score(first, second))
 
 
 def probe(train: np.ndarray, known: Sequence[Any], test: np.ndarray, expected: Sequence[Any]) -> dict[str, float]:

@@ -49,6 +49,11 @@ class Utterances:
     tokens: Sequence[Sequence[int]]  # [U] prompt + text + eot
     prompt_length: int  # tokens at the start that are given, not learnt
     posterior: np.ndarray  # [U, E]; zero rows where unknown
+    given: bool = False  # whether the posterior is the routing, instead of what a gate makes of the embedding
+
+    def gate_inputs(self, picked: np.ndarray) -> np.ndarray:
+        """What the gate reads of the utterances `picked`: the pooled embedding [B, D], or the posterior [B, E]."""
+        return self.posterior[picked] if self.given else self.embeddings.pooled[self.rows[picked]]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -155,7 +160,7 @@ def collate(utterances: Utterances, picked: np.ndarray, size: int, token_size: i
         n = len(ids) - 1
         tokens[i, :n], targets[i, :n] = ids[:-1], ids[1:]
         weights[i, u.prompt_length - 1 : n] = 1.0
-    embedding = u.embeddings.pooled[u.rows[picked]]
+    embedding = u.gate_inputs(picked).astype(np.float32)
     posterior = u.posterior[picked].astype(np.float32)
     return Batch(embedding, latents, mask, tokens, targets, weights, posterior)
 

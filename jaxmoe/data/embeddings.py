@@ -82,7 +82,7 @@ def write_variants(folder: Path, **sets: np.ndarray) -> None:
     """Depths [clips, variants, L + 2, D] of recordings in variants that must not decide a cluster, by what varies."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{VARIANTS}.tmp.npz"
-    np.savez(temporary, **{name: x.astype(np.float32) for name, x in sets.items()})
+    np.savez(temporary, allow_pickle=False, **{name: x.astype(np.float32) for name, x in sets.items()})
     os.replace(temporary, folder / VARIANTS)
 
 

@@ -29,6 +29,12 @@ def fold_standardisation(gate: dict, mean: np.ndarray, std: np.ndarray) -> dict:
     return {**gate, "dense1": first}
 
 
+def fold_temperature(gate: dict, temperature: float) -> dict:
+    """Gate parameters whose logits are those of `gate` divided by `temperature`: folded into the last layer."""
+    last = {name: leaf / temperature for name, leaf in gate["dense2"].items()}
+    return {**gate, "dense2": last}
+
+
 def top_k_softmax(gate_logits: jax.Array, top_k: int, temperature: float = 1.0) -> jax.Array:
     """Gates g [B, E]: softmax at `temperature`, all but the `top_k` largest set to zero, rows summing to 1.
 

@@ -30,6 +30,7 @@ class MoEWhisper:
     top_k: int
     hidden: int  # of the gate
     targets: tuple[str, ...]  # regexes of the linear maps that carry adapters
+    routing: str = "gate"  # "given": the posterior of an utterance stands where its embedding would, for ablations
 
     @property
     def dims(self) -> ModelDimensions:
@@ -46,7 +47,7 @@ class MoEWhisper:
             )
         if self.num_experts:
             e = jnp.zeros((1, self.dims.n_audio_state))
-            params["gate"] = self._gate.init(gate_key, e)["params"]
+            params["gate"] = self._gate.init(gate_key, e)["params"] if self.routing == "gate" else {}
             params["experts"] = lora.init_bank(
                 experts_key, shapes, num_experts=self.num_experts, rank=self.rank
             )
@@ -60,6 +61,8 @@ class MoEWhisper:
         """Embeddings e [B, D] -> gate logits [B, E]; [B, 0] without experts."""
         if not self.num_experts:
             return jnp.zeros((embedding.shape[0], 0))
+        if self.routing == "given":
+            return jnp.log(jnp.maximum(embedding, 1e-9))  # a row of zeros routes evenly
         return self._gate.apply({"params": params["gate"]}, embedding)
 
     def gates(
@@ -112,11 +115,14 @@ def make_moe(
     lora_targets: Sequence[str],
     dtype: str,
     remat: bool,
+    routing: str = "gate",
 ) -> MoEWhisper:
     """The model that config.model describes, for a backbone of sizes `dims`."""
+    if routing not in ("gate", "given"):
+        raise ValueError(f"config.model.routing={routing!r}; expected gate or given.")
     whisper = Whisper(dims, jnp.dtype(resolve_dtype(dtype)), remat)
     return MoEWhisper(
-        whisper, num_experts, rank, shared_rank, alpha, top_k, gate_hidden, tuple(lora_targets)
+        whisper, num_experts, rank, shared_rank, alpha, top_k, gate_hidden, tuple(lora_targets), routing
     )
 
 
@@ -127,7 +133,7 @@ def one_lora(model: MoEWhisper, rank: int = 0) -> MoEWhisper:
     """
     rank = rank or model.shared_rank + model.num_experts * model.rank
     alpha = model.alpha / model.rank * rank
-    return dataclasses.replace(model, num_experts=0, shared_rank=rank, alpha=alpha)
+    return dataclasses.replace(model, num_experts=0, shared_rank=rank, alpha=alpha, routing="gate")
 
 
 def resolve_dtype(name: str) -> str:

@@ -4,37 +4,51 @@ Reads   WORKDIR/embeddings, WORKDIR/clusters, WORKDIR/experts/params
 Writes  WORKDIR/joint/  checkpoints, metrics.jsonl, params
 
 One pass of the decoder with the mixture; gradient reaches the gate through g. Balance, z-loss and alignment are over
-the global batch, since jit sees all of it.
+the global batch, since jit sees all of it. The first config.joint.soft_steps mix all experts, so that each gets
+gradient, at a temperature that falls to 1; then only the top k are kept.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 import optax
 
 from jaxmoe.checkpoint import load_params
 from jaxmoe.data.batches import Batch
-from jaxmoe.model.moe import MoEWhisper
+from jaxmoe.model.moe import MoEWhisper, usage
 from jaxmoe.train import losses, optimizer
 from jaxmoe.train import state as states
 from jaxmoe.train.loop import StepFn
 from jaxmoe.train.setup import load_backbone, load_posterior, load_utterances, make_tx, train
 
 
-def make_step(
-    model: MoEWhisper,
-    tx: optax.GradientTransformation,
-    *,
-    balance: float,
-    z: float,
-    align: float,
-    temperature: float,
-) -> StepFn:
-    def loss_fn(params: Any, base: Any, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+def scheduled_gates(
+    model: MoEWhisper, gate_logits: jax.Array, step: jax.Array, key: jax.Array, c: ConfigDict
+) -> jax.Array:
+    """Mixing weights [B, E] at a step, from noisy logits (Shazeer et al. 2017, eq. 4, with a fixed deviation).
+
+    They smear over all experts for c.soft_steps, while the temperature falls linearly from c.temperature to 1; then the
+    top k are kept.
+    """
+    logits = gate_logits + c.noise * jax.random.normal(key, gate_logits.shape)
+    done = jnp.minimum(step / max(c.soft_steps, 1), 1.0)
+    temperature = c.temperature + (1.0 - c.temperature) * done
+    return jnp.where(step < c.soft_steps, model.gates(logits, temperature, top_k=0), model.gates(logits))
+
+
+def make_step(model: MoEWhisper, tx: optax.GradientTransformation, c: ConfigDict) -> StepFn:
+    """c: config.joint, of which the loss reads balance, z, align and scheduled_gates the rest."""
+
+    def loss_fn(
+        params: Any, base: Any, batch: Batch, step: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         gate_logits = model.gate_logits(params, batch.embedding)  # [B, E]
-        gates = model.gates(gate_logits, temperature)  # [B, E], rows sum to 1
+        gates = scheduled_gates(model, gate_logits, step, key, c)  # [B, E], rows sum to 1
         logits = model.logits(base, params, batch.latents, batch.tokens, gates, batch.mask)
         nll = losses.mean_nll(logits, batch.targets, batch.weights)
         terms = {
@@ -42,20 +56,15 @@ def make_step(
             "z": losses.z_loss(gate_logits),
             "align": losses.alignment(gate_logits, batch.posterior),
         }
-        loss = nll + balance * terms["balance"] + z * terms["z"] + align * terms["align"]
+        loss = nll + c.balance * terms["balance"] + c.z * terms["z"] + c.align * terms["align"]
         top1 = jax.nn.one_hot(gates.argmax(-1), model.num_experts).mean(0)
-        return loss, {
-            "loss": loss,
-            "nll": nll,
-            **terms,
-            "usage": top1,
-            "mean_gate": gates.mean(0),
-        }
+        return loss, {"loss": loss, "nll": nll, **terms, "usage": top1, "mean_gate": gates.mean(0)}
 
     def step(
         state: states.TrainState, base: Any, batch: Batch
     ) -> tuple[states.TrainState, dict[str, jax.Array]]:
-        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, base, batch)
+        key = jax.random.fold_in(state.key, state.step)
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, base, batch, state.step, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         active = metrics["mean_gate"] > 0  # [E], over the global batch
@@ -66,16 +75,36 @@ def make_step(
     return step
 
 
+def watch_collapse(live: int, floor: float) -> Callable[[dict[str, Any]], str | None]:
+    """What is logged -> a warning where routing falls under `floor` times the `live` experts.
+
+    Adds effective_experts, exp(H(mean gate)), to what is logged.
+    """
+
+    def watch(values: dict[str, Any]) -> str | None:
+        found = usage(np.array([values["mean_gate"]]))["effective_experts"]
+        values["effective_experts"] = found
+        if found >= floor * live:
+            return None
+        return (
+            f"routing collapses: {found:.1f} effective experts of {live} live ones, under the floor of "
+            f"{floor * live:.1f} (config.joint.min_effective={floor:g}). Raise config.joint.balance or soft_steps."
+        )
+
+    return watch
+
+
 def run(config: ConfigDict, workdir: Path) -> None:
-    backbone = load_backbone(config)
+    backbone, c = load_backbone(config), config.joint
     model = backbone.model
-    posterior = load_posterior(workdir, model.num_experts)
+    given = model.routing == "given"
+    posterior = load_posterior(workdir, model.num_experts, fitted=not given)
     utterances = load_utterances(config, workdir, backbone, "train", posterior=posterior)
     params = load_params(
         workdir / "experts" / "params", model.init(jax.random.key(config.seed), backbone.base)
     )
-    trainable = [r"gate/.*", r"experts/.*"] + [r"shared/.*"] * bool(model.shared_rank)
-    tx = make_tx(config.joint, params, trainable)
-    c = config.joint
-    step = make_step(model, tx, balance=c.balance, z=c.z, align=c.align, temperature=c.temperature)
-    train(config, workdir, "joint", backbone, model, utterances, step, params, tx)
+    trainable = [r"experts/.*"] + [r"gate/.*"] * (not given) + [r"shared/.*"] * bool(model.shared_rank)
+    tx = make_tx(c, params, trainable)
+    live = int((utterances.posterior.sum(0) > 0).sum())
+    watch = watch_collapse(live, c.min_effective)
+    train(config, workdir, "joint", backbone, model, utterances, make_step(model, tx, c), params, tx, watch=watch)

@@ -29,10 +29,16 @@ class MetricsWriter:
         text = self.path.read_text() if self.path.exists() else ""
         whole = text.splitlines()[: text.count("\n")]  # a kill can leave half a line
         kept = [line for line in whole if json.loads(line)["step"] <= step]
+        self.lines = [json.loads(line) for line in kept]
         self.path.write_text("".join(line + "\n" for line in kept))
         self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
+    def lowest(self, name: str) -> float:
+        """The lowest value of a figure so far; infinity where it has none."""
+        return min((line[name] for line in self.lines if name in line), default=float("inf"))
+
     def write(self, step: int, values: dict[str, Any]) -> None:
+        self.lines.append({"step": step, **values})
         with self.path.open("a") as f:
             f.write(json.dumps({"step": step, **values}) + "\n")
         for name, value in values.items():
@@ -67,6 +73,8 @@ def fit(
     log_every: int,
     save_every: int,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
+    select: str = "",
+    watch: Callable[[dict[str, Any]], str | None] | None = None,
 ) -> TrainState:
     """Trains up to `steps`, continuing from the latest checkpoint in `folder`, and writes folder/params.
 
@@ -76,6 +84,8 @@ def fit(
       base: frozen parameters, already on the mesh; None for a phase that needs none.
       batches: the data, one batch a step; its position is saved with the state.
       evaluate: params -> figures on validation data, logged beside the losses of steps that are saved.
+      select: the figure of `evaluate` by which the parameters with the lowest are kept in folder/best; "" keeps none.
+      watch: what is logged -> a warning or None; it is shown and logged too.
 
     Raises:
       FloatingPointError: if the loss is not finite, naming the step.
@@ -109,6 +119,11 @@ def fit(
             values["steps_per_s"] = (number - seen) / max(elapsed, 1e-9)
             if evaluate is not None and (number % save_every == 0 or number == steps):
                 values.update(evaluate(state.params))
+                if select and values[select] < writer.lowest(select):
+                    save_params(folder / "best", state.params)
+            if watch is not None and (warning := watch(values)):
+                values["warning"] = warning
+                bar.write(f"WARNING {folder.name}, step {number}: {warning}")
             writer.write(number, values)
             bar.set_postfix(loss=f"{values['loss']:.3f}")
             began, seen, recent = time.perf_counter(), number, []

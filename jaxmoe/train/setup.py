@@ -54,13 +54,13 @@ def embeddings_folder(workdir: Path, backbone: str, split: str) -> Path:
     return workdir / "embeddings" / Path(backbone).name / split
 
 
-def load_posterior(workdir: Path, num_experts: int) -> dict[str, np.ndarray]:
-    """id -> soft membership by expert [E], of the utterances that `cluster` was fitted on."""
+def load_posterior(workdir: Path, num_experts: int, *, fitted: bool = True) -> dict[str, np.ndarray]:
+    """id -> soft membership by expert [E], of the utterances that `cluster` was fitted on; of all without `fitted`."""
     path = workdir / "clusters" / "assignments.jsonl"
     if not path.exists():
         raise FileNotFoundError(f"{path}: no clusters; run --phase=cluster first.")
     lines = map(json.loads, path.read_text().splitlines())
-    posterior = {x["id"]: np.asarray(x["membership"], np.float32) for x in lines if x["fitted"]}
+    posterior = {x["id"]: np.asarray(x["membership"], np.float32) for x in lines if x["fitted"] or not fitted}
     sizes = {len(m) for m in posterior.values()}
     if sizes != {num_experts}:
         raise ValueError(
@@ -102,7 +102,8 @@ def load_utterances(
     if not rows:
         sample = " of the pre-training sample (config.data.pretrain_share)" if pretrain else ""
         raise ValueError(f"{workdir}: no utterances in split {split!r}{sample}.")
-    return Utterances(embeddings, np.array(rows), tokens, len(prompt), np.stack(posteriors))
+    given = backbone.model.routing == "given"
+    return Utterances(embeddings, np.array(rows), tokens, len(prompt), np.stack(posteriors), given)
 
 
 def make_tx(c: ConfigDict, params: Any, trainable: Sequence[str]) -> optax.GradientTransformation:
@@ -153,17 +154,24 @@ def train(
     params: Any,
     tx: optax.GradientTransformation,
     *,
-    latents: bool = True,
+    evaluate: Callable[[Any], dict[str, float]] | None = None,
+    watch: Callable[[dict[str, Any]], str | None] | None = None,
 ) -> Any:
     """Runs `fit` with the sizes of config.<phase> in WORKDIR/<phase>; returns the trained parameters.
 
-    latents: whether batches carry latents, and the decoder is validated.
+    Args:
+      evaluate: of a phase that reads no latents, whose parameters of the lowest validation_nll are kept in
+        WORKDIR/<phase>/best; None validates the decoder.
+      watch: as fit's.
     """
-    c = config[phase]
-    held_out = load_utterances(config, workdir, backbone, "validation") if latents else None
+    c, latents = config[phase], evaluate is None
     source = BatchSource(
         utterances, batch_size=c.batch_size, steps=c.steps, seed=config.seed, latents=latents
     )
+    if evaluate is None:
+        posterior = load_posterior(workdir, model.num_experts, fitted=False) if model.routing == "given" else None
+        held_out = load_utterances(config, workdir, backbone, "validation", posterior=posterior)
+        evaluate = validation(model, backbone, held_out, c.batch_size)
     state = fit(
         step,
         states.create(params, tx, config.seed),
@@ -174,6 +182,8 @@ def train(
         mesh=backbone.mesh,
         log_every=c.log_every,
         save_every=c.save_every,
-        evaluate=validation(model, backbone, held_out, c.batch_size) if held_out else None,
+        evaluate=evaluate,
+        select="" if latents else "validation_nll",
+        watch=watch,
     )
     return state.params

@@ -1,13 +1,18 @@
 """The training steps: losses against slow loops, what moves and what does not, sharded against single, resumed."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
 from jaxmoe import sharding
+from jaxmoe.checkpoint import load_params
 from jaxmoe.data.batches import BatchSource, iterate
 from jaxmoe.model import lora
+from jaxmoe.model.gate import fold_temperature
 from jaxmoe.model.moe import one_lora
 from jaxmoe.phases import baseline, experts, gate, joint
 from jaxmoe.train import loop, losses, optimizer
@@ -31,8 +36,13 @@ def batch_of(utterances, size=8, number=0):
     return BatchSource(utterances, batch_size=size, steps=8, seed=0)[number]
 
 
-def joint_step(model, tx):
-    return joint.make_step(model, tx, balance=0.01, z=0.001, align=0.1, temperature=1.0)
+def joint_config(**changes) -> ConfigDict:
+    fields = dict(balance=0.01, z=0.001, align=0.1, temperature=1.0, soft_steps=0, noise=0.0)
+    return ConfigDict(fields | changes)
+
+
+def joint_step(model, tx, **changes):
+    return joint.make_step(model, tx, joint_config(**changes))
 
 
 ALL = [r"gate/.*", r"experts/.*", r"shared/.*"]
@@ -200,3 +210,92 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_step(setting, tmp_path):
             log_every=1,
             save_every=4,
         )
+
+
+def test_soft_steps_reach_every_expert_and_then_only_the_top_k(setting):
+    model, _, params, utterances = setting
+    batch, config = batch_of(utterances), joint_config(soft_steps=2, temperature=4.0)
+    logits = model.gate_logits(params, batch.embedding)
+    at = lambda step: joint.scheduled_gates(model, logits, jnp.int32(step), jax.random.key(0), config)
+    np.testing.assert_allclose(at(0), jax.nn.softmax(logits / 4.0), rtol=1e-6)
+    np.testing.assert_allclose(at(1), jax.nn.softmax(logits / 2.5), rtol=1e-6)
+    np.testing.assert_allclose(at(2), model.gates(logits), rtol=1e-6)
+    assert ((np.asarray(at(2)) > 0).sum(1) == model.top_k).all()
+
+
+def test_noise_is_drawn_anew_at_every_step_and_repeats_exactly(setting):
+    model, base, params, utterances = setting
+    step = jax.jit(joint_step(model, make_tx(params, ALL), noise=1.0))
+    state = states.create(params, make_tx(params, ALL), 3)
+    nll = lambda number: step(state.replace(step=state.step + number), base, batch_of(utterances))[1]["nll"]
+    assert nll(0) == nll(0) != nll(1)
+
+
+def test_collapse_is_said_loudly():
+    watch = joint.watch_collapse(live=8, floor=0.6)
+    even, collapsed = {"mean_gate": [0.125] * 8}, {"mean_gate": [0.93] + [0.01] * 7}
+    assert watch(even) is None and even["effective_experts"] == pytest.approx(8.0)
+    assert "routing collapses: 1.5 effective experts of 8" in watch(collapsed)
+
+
+def test_given_routing_is_the_posterior(setting):
+    _, base, _, utterances = setting
+    model = tiny.make_model(routing="given")
+    given = dataclasses.replace(utterances, given=True)
+    batch = batch_of(given)
+    gates = model.gates(model.gate_logits({}, batch.embedding))
+    np.testing.assert_allclose(gates, batch.posterior, atol=1e-6)
+    assert model.init(jax.random.key(0), base)["gate"] == {}
+
+
+def test_an_expert_without_data_answers_as_the_shared_path_alone(setting):
+    """Spare experts (fewer clusters than experts) start from the shared path: their own update is zero."""
+    model, base, _, utterances = setting
+    model = tiny.make_model(top_k=1)
+    params = model.init(jax.random.key(0), base)
+    tx = make_tx(params, [r"experts/.*", r"shared/.*"])
+    step, state = jax.jit(experts.make_step(model, tx)), states.create(params, tx, 0)
+    busy = jnp.tile(jnp.array([9.0, -9.0, -9.0]), 1)
+    state.params["gate"]["dense2"]["kernel"] = jnp.zeros_like(params["gate"]["dense2"]["kernel"])
+    state.params["gate"]["dense2"]["bias"] = busy
+    for number in range(3):
+        state, _ = step(state, base, batch_of(utterances, number=number))
+    batch, row = batch_of(utterances), lambda e: jnp.tile(jax.nn.one_hot(e, tiny.EXPERTS), (8, 1))
+    answer = lambda gates: model.logits(base, state.params, batch.latents, batch.tokens, gates, batch.mask)
+    shared_only = answer(jnp.zeros((8, tiny.EXPERTS)))
+    np.testing.assert_allclose(answer(row(2)), shared_only, atol=1e-6)
+    assert np.abs(answer(row(0)) - shared_only).max() > 1e-3
+
+
+def test_the_calibrated_gate_says_how_often_it_is_right():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 4, 2000)
+    logits = 2.0 * np.eye(4)[truth] + rng.standard_normal((2000, 4))
+    posterior = np.eye(4)[truth]
+    loud = 6.0 * logits  # over-confident
+    temperature = gate.best_temperature(loud, posterior)
+    before, after = gate.figures(loud, posterior), gate.figures(loud / temperature, posterior)
+    assert before["accuracy"] == after["accuracy"]
+    assert after["calibration_error"] < 0.03 < 0.1 < before["calibration_error"]
+    params = {"dense1": {}, "dense2": {"kernel": jnp.ones((3, 4)), "bias": jnp.arange(4.0)}}
+    folded = fold_temperature(params, 2.0)["dense2"]
+    np.testing.assert_allclose(folded["bias"], [0, 0.5, 1, 1.5])
+
+
+def test_the_best_parameters_are_kept(setting, tmp_path):
+    """`select` keeps those of the lowest figure, not the last ones, also when a run is resumed."""
+    model, base, params, utterances = setting
+    tx = make_tx(params, [r"shared/.*"])
+    figures = iter([3.0, 1.0, 2.0])
+    seen = []
+
+    def evaluate(params):
+        seen.append(jax.device_get(params))
+        return {"figure": next(figures)}
+
+    fields = dict(folder=tmp_path, steps=6, mesh=sharding.make_mesh(1), log_every=2, save_every=2)
+    batches = iterate(BatchSource(utterances, batch_size=8, steps=6, seed=0))
+    loop.fit(experts.make_step(model, tx), states.create(params, tx, 0), base, batches,
+             evaluate=evaluate, select="figure", **fields)  # fmt: skip
+    best = load_params(tmp_path / "best", params)
+    assert all(map(np.array_equal, jax.tree.leaves(best), jax.tree.leaves(seen[1])))
