@@ -65,9 +65,9 @@ def get_config(variant: str = "full") -> ConfigDict:
     )
     training = dict(warmup=10, weight_decay=0.01, clip_norm=1.0, log_every=10, save_every=50)
     c.gate = dict(steps=200, batch_size=64, lr=1e-3, class_balance=0.5, **training)
-    c.experts = dict(steps=40, batch_size=16, lr=5e-4, **training)
+    c.experts = dict(steps=30, batch_size=16, lr=5e-4, **training)
     c.joint = dict(
-        steps=140,
+        steps=90,
         batch_size=16,
         lr=5e-4,
         balance=0.01,  # weights of the auxiliary losses
@@ -80,7 +80,16 @@ def get_config(variant: str = "full") -> ConfigDict:
         **training,
     )
     # rank 0: as many parameters as the mixture
-    c.baseline = dict(steps=180, batch_size=16, lr=5e-4, rank=0, **training)
+    c.baseline = dict(steps=120, batch_size=16, lr=5e-4, rank=0, **training)
+    c.personalize = dict(
+        shots=0,  # recordings that each evaluation speaker gives; 0 turns the phase off
+        rank=4,  # of the person's LoRA; 0 for none
+        gate_bias=True,
+        steps=30,
+        lr=1e-3,
+        weight_decay=0.01,
+        clip_norm=1.0,
+    )
     c.mt = dict(
         engine="local",  # local, deepl or none
         model="qwen2.5-coder-1.5b-instruct",

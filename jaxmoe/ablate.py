@@ -2,8 +2,8 @@
 
   python -m jaxmoe.ablate --config=configs/ablations/NAME.py [--workdir=DIR] [--only=VARIANT,...] [--seeds=0,1,2]
 
-The file holds get_config(), the configuration that all variants start from, and VARIANTS: name -> Variant. The result of
-every phase is kept once, under DIR/phases by its fingerprint: variants share what they have in common, a run that was
+The file holds get_config(), the configuration that all variants start from, and VARIANTS: name -> Variant. Results of
+phases are kept once, under DIR/phases by their fingerprint: variants share what they have in common, a run that was
 killed goes on where it stopped, and a new variant costs only itself. Writes
 
   DIR/<variant>/seed-<n>/hypotheses.jsonl   one line an utterance of the held-out voices
@@ -12,7 +12,6 @@ killed goes on where it stopped, and a new variant costs only itself. Writes
 Seeds draw voices, speakers, channels, initial parameters and batches; figures pool the utterances of all seeds.
 """
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -22,31 +21,14 @@ from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import ConfigDict
-import numpy as np
 
 from jaxmoe import stages
+from jaxmoe.eval.ablation import Variant, row, table
 
 CONFIG = flags.DEFINE_string("config", None, "Grid: configs/ablations/NAME.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Files of the grid; checkpoints/ablations/<name> if not given.")
 ONLY = flags.DEFINE_list("only", [], "Variants to run; all if not given.")
 SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds to run.")
-
-
-@dataclasses.dataclass(frozen=True)
-class Variant:
-    """One row of the table.
-
-    Args:
-      title: for people.
-      changes: fields of the configuration that differ, "group.field" -> value.
-      system: what is judged after training, "moe" or "lora" (or "whisper-v2", which trains nothing).
-      against: the row it is compared with, "" for none.
-    """
-
-    title: str
-    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
-    system: str = "moe"
-    against: str = ""
 
 
 TRAINS = {
@@ -102,64 +84,6 @@ def run_variant(base: ConfigDict, variant: Variant, seed: int, root: Path, workd
     return lines
 
 
-def row(variant: Variant, lines: list[dict[str, Any]], rival: list[dict[str, Any]] | None) -> dict[str, Any]:
-    """Figures of a variant: WER with its interval over speakers, difference to its rival, routing."""
-    from jaxmoe.eval import bootstrap, wer
-    from jaxmoe.model.moe import usage
-
-    def sums(lines: list[dict[str, Any]]) -> np.ndarray:
-        counts = wer.score([x["reference"] for x in lines], [x["hypothesis"] for x in lines])
-        index, number = bootstrap.speaker_index([f"{x['seed']}/{x['speaker']}" for x in lines])
-        return bootstrap.speaker_sums(np.stack([counts.errors, counts.words], 1), index, number)
-
-    rate = lambda chosen: float(wer.rate(sums(chosen).sum(0))) if chosen else None
-    mine, seeds = sums(lines), sorted({x["seed"] for x in lines})
-    out: dict[str, Any] = {
-        "title": variant.title,
-        "wer": rate(lines),
-        "ci95": bootstrap.interval(mine, wer.rate),
-        "by_seed": {seed: rate([x for x in lines if x["seed"] == seed]) for seed in seeds},
-        "unseen_prompts": rate([x for x in lines if not x["prompt_seen"]]),
-        "utterances": len(lines),
-        "against": variant.against,
-    }
-    if rival is not None:
-        difference = bootstrap.paired(mine, sums(rival), wer.rate)
-        relative = 100 * difference.difference / rate(rival)
-        out |= {"difference": difference.difference, "difference_ci95": difference.ci95, "p": difference.p}
-        out["relative"] = float(relative)
-    if lines[0]["gates"]:
-        routing = [usage(np.array([x["gates"] for x in lines if x["seed"] == seed])) for seed in seeds]
-        out["effective_experts"] = [r["effective_experts"] for r in routing]
-        out["busiest"] = [max(r["usage"]) for r in routing]
-    return out
-
-
-def table(rows: dict[str, dict[str, Any]]) -> str:
-    """The rows as Markdown; p values are adjusted for their number (Holm)."""
-    from jaxmoe.eval import bootstrap
-
-    compared = [name for name, r in rows.items() if r.get("p") is not None]
-    adjusted = dict(zip(compared, bootstrap.holm([rows[n]["p"] for n in compared]), strict=True))
-    head = (
-        *("variant", "WER", "95 %", "by seed", "unseen prompts", "against", "difference (95 %)", "relative"),
-        *("p (Holm)", "effective experts", "busiest"),
-    )
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    span = lambda pair: "" if pair is None else f"{pair[0]:.1f} to {pair[1]:.1f}"
-    for name, r in rows.items():
-        difference = f"{r['difference']:+.1f} ({span(r['difference_ci95'])})" if "difference" in r else ""
-        cells = [
-            r["title"], f"{r['wer']:.1f}", span(r["ci95"]), ", ".join(f"{w:.1f}" for w in r["by_seed"].values()),
-            "" if r["unseen_prompts"] is None else f"{r['unseen_prompts']:.1f}", r["against"], difference,
-            f"{r['relative']:+.0f} %" if "relative" in r else "", f"{adjusted[name]:.3f}" if name in adjusted else "",
-            ", ".join(f"{e:.1f}" for e in r.get("effective_experts", [])),
-            ", ".join(f"{100 * u:.0f} %" for u in r.get("busiest", [])),
-        ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
 def main(argv: list[str]) -> None:
     if len(argv) > 1 or not CONFIG.value:
         raise app.UsageError("--config=configs/ablations/NAME.py is needed, and nothing but flags.")
@@ -167,6 +91,7 @@ def main(argv: list[str]) -> None:
     from jaxmoe.compilation import enable_cache
 
     enable_cache()
+    sys.path.insert(0, str(Path.cwd()))  # so that one configuration can import another
     grid = runpy.run_path(CONFIG.value)
     variants: dict[str, Variant] = grid["VARIANTS"]
     if unknown := set(ONLY.value) - set(variants):

@@ -12,6 +12,7 @@ PHASE is one of
   experts    one LoRA expert a cluster, the gate frozen
   joint      gate, experts and shared path together
   baseline   one LoRA for everybody
+  personalize  the mixture adapted to each held-out speaker from a few recordings
   evaluate   every system of the table on the evaluation split, with German
   report     metrics.json and a page for people
   all        what is missing of these, in order

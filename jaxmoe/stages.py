@@ -45,6 +45,9 @@ PHASES: dict[str, Phase] = {
     "gate": Phase("gate", ("cluster",), ("gate", "model")),
     "experts": Phase("experts", ("gate",), ("experts",)),
     "joint": Phase("joint", ("experts",), ("joint",)),
+    "personalize": Phase(
+        "personalize", ("joint",), ("personalize", "evaluate.beam_size"), wanted="personalize.shots"
+    ),
     "baseline": Phase("baseline", ("embed",), ("baseline", "model")),
     "evaluate": Phase(
         "eval",

@@ -7,7 +7,7 @@ Held-out voices in every condition (33 simulated speakers a seed, 7 utterances e
 from ml_collections import ConfigDict
 
 from configs import quickstart
-from jaxmoe.ablate import Variant
+from jaxmoe.eval.ablation import Variant
 
 
 def get_config() -> ConfigDict:
