@@ -4,6 +4,7 @@ import functools
 import json
 from pathlib import Path
 from typing import Any
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 from jaxmoe.data.audio import HOP_LENGTH, N_SAMPLES, SAMPLE_RATE, log_mel_spectrogram, positions, window
 from jaxmoe.data.text import Tokenizer
 from jaxmoe.model.moe import MoEWhisper, make_moe, one_lora, resolve_dtype
+from jaxmoe.model.personal import widened
 from jaxmoe.model.whisper import Whisper
 
 
@@ -127,21 +129,32 @@ def _encode(model: Whisper, params: Any, mel: jax.Array, weights: jax.Array) -> 
     return latents, depths[:, -1]
 
 
-def load_system(model: str | Path, checkpoint: Path | None = None) -> Recogniser:
+def load_system(model: str | Path, checkpoint: Path | None = None, speaker: str = "") -> Recogniser:
     """The recogniser of a Whisper by name or folder, or of a run's workdir, whose backbone then wins over `model`.
 
+    speaker: of a run, somebody whom its phase personalize has adapted to.
+
     Raises:
-      ValueError: if the model is unknown or the folder holds no trained run.
+      ValueError: if the model is unknown or the folder holds no trained run, or nothing of that speaker.
     """
     from jaxmoe.model.load import load_whisper
 
     if checkpoint is not None:
-        return _load_run(Path(checkpoint))
+        return _load_run(Path(checkpoint), speaker)
+    if speaker:
+        raise ValueError(f"--speaker={speaker}: give the run with its adaptation as --checkpoint=DIR too.")
     dims, params, tokenizer = load_whisper(model)
     return Recogniser(str(model), Whisper(dims, jnp.dtype(resolve_dtype("auto"))), params, tokenizer)
 
 
-def _load_run(workdir: Path) -> Recogniser:
+def personal_folder(workdir: Path, speaker: str) -> Path:
+    """Where a run keeps what it adapted to a speaker: letters, digits, - and _; a hash where others occur."""
+    plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in speaker)
+    name = plain if plain == speaker else f"{plain}-{zlib.crc32(speaker.encode()):08x}"
+    return workdir / "personalize" / name
+
+
+def _load_run(workdir: Path, speaker: str) -> Recogniser:
     """The mixture of a run, or its one LoRA where that is all that was trained."""
     from jaxmoe.checkpoint import load_params
     from jaxmoe.model.load import load_whisper
@@ -159,7 +172,15 @@ def _load_run(workdir: Path) -> Recogniser:
     model = make_moe(dims, **fields)
     if trained[0] == "baseline":
         model = one_lora(model, config["baseline"]["rank"])
-    params = load_params(workdir / trained[0] / "params", jax.eval_shape(model.init, jax.random.key(0), base))
-    name, embed = f"{workdir.name}/{trained[0]}", config["embed"]
+    folder = workdir / trained[0]
+    if speaker:
+        model, folder = widened(model, config["personalize"]["rank"]), personal_folder(workdir, speaker)
+        if not folder.is_dir():
+            known = ", ".join(sorted(p.name for p in folder.parent.glob("*/"))) or "nobody"
+            raise ValueError(
+                f"--speaker={speaker}: {workdir} is not adapted to that speaker, but to {known}; run --phase=personalize."
+            )
+    params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0), base))
+    name, embed = f"{workdir.name}/{folder.name}", config["embed"]
     made = {k: embed[k] for k in ("context", "margin_s")}
     return Adapted(name, model, base, tokenizer, params, **made)

@@ -72,6 +72,7 @@ def _add_recognition(group: _Group) -> None:
     named = "a Whisper: tiny.en, base, ..., large-v3, a folder or a hub id (default: the checkpoint's, else tiny.en)"
     add("--model", str, None, named, "NAME")
     add("--checkpoint", Path, None, "a run's workdir: use its adapters", "DIR")
+    add("--speaker", str, "", "of the run: somebody it was adapted to by --phase=personalize", "ID")
     add("--language", str, "en", "spoken, for multilingual models", "CODE")
     add("--batch_size", _positive, 8, "recordings worked on at a time", "N")
     add("--beam_size", _positive, 5, "width of the search; 1 is greedy", "N")
@@ -228,7 +229,7 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     from jaxmoe.system import load_system
     from jaxmoe.transcription import TranscribeOptions, transcribe
 
-    system: Recogniser = load_system(args.model or "tiny.en", args.checkpoint)
+    system: Recogniser = load_system(args.model or "tiny.en", args.checkpoint, args.speaker)
     options = TranscribeOptions(
         language=args.language,
         beam_size=args.beam_size,

@@ -28,18 +28,12 @@ from jaxmoe.data.batches import Batch, Utterances, collate
 from jaxmoe.eval import bootstrap, wer
 from jaxmoe.model import personal
 from jaxmoe.model.moe import MoEWhisper
-from jaxmoe.system import Adapted
+from jaxmoe.system import Adapted, personal_folder
 from jaxmoe.train import losses, optimizer
 from jaxmoe.train.setup import Backbone, load_backbone, load_utterances
 from jaxmoe.transcription import TranscribeOptions, decode_latents
 
 Row = dict[str, Any]
-
-
-def folder_name(speaker: str) -> str:
-    """A folder of the speaker's own: letters, digits, - and _, made unique by a hash where others occur."""
-    plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in speaker)
-    return plain if plain == speaker else f"{plain}-{zlib.crc32(speaker.encode()):08x}"
 
 
 def make_step(model: MoEWhisper, rank: int, gate_bias: bool, tx: optax.GradientTransformation) -> Any:
@@ -154,7 +148,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     adapter, wide = Adapter(config, backbone, params, utterances), personal.widened(model, c.rank)
     lines: list[Row] = []
     for speaker, members in tqdm(sorted(speakers.items()), desc="personalize", unit="speaker"):
-        file = folder / folder_name(speaker) / "hypotheses.jsonl"
+        file = personal_folder(workdir, speaker) / "hypotheses.jsonl"
         if not file.exists():
             given, rest = chosen([ids[i] for i in members], c.shots, config.seed)
             given, rest = [members[i] for i in given], [members[i] for i in rest]
