@@ -73,11 +73,15 @@ def run_variant(base: ConfigDict, variant: Variant, seed: int, root: Path, workd
         return [json.loads(line) for line in file.read_text().splitlines()]
     run_phases(config, root, workdir, trained)
     items = prepared.open_metadata(workdir, "evaluation")
-    found = evaluate.recognise(config, workdir, systems.get(variant.system), items)
-    about, said = ("id", "speaker", "voice", "etiology", "severity", "prompt_seen"), ("hypothesis", "gates")
+    part = systems.get(variant.system).recogniser
+    assert part is not None, "variants are of systems that recognise"
+    said = part.function()(config, workdir, part, evaluate.clips(workdir, items))
+    found = {x["id"]: x for batch in said for x in batch}
+    about = ("id", "speaker", "voice", "etiology", "severity", "prompt_seen")
     lines = [
-        {"seed": seed, **{k: item[k] for k in about}, "reference": item["text"], **{k: x[k] for k in said}}
-        for item, x in zip(items, found, strict=True)
+        {"seed": seed, **{k: item[k] for k in about}, "reference": item["text"]}
+        | {k: found[item["id"]][k] for k in ("hypothesis", "gates")}
+        for item in items
     ]
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     done.write_text(json.dumps(mine))

@@ -178,7 +178,7 @@ def _load_run(workdir: Path, speaker: str) -> Recogniser:
         if not folder.is_dir():
             known = ", ".join(sorted(p.name for p in folder.parent.glob("*/"))) or "nobody"
             raise ValueError(
-                f"--speaker={speaker}: {workdir} is not adapted to that speaker, but to {known}; run --phase=personalize."
+                f"--speaker={speaker}: {workdir} is adapted to {known}; run --phase=personalize for this speaker."
             )
     params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0), base))
     name, embed = f"{workdir.name}/{folder.name}", config["embed"]

@@ -13,7 +13,7 @@ from jaxmoe.data.embeddings import Embeddings
 from jaxmoe.eval.systems import Clip, NotRun, Part
 from jaxmoe.model.moe import one_lora
 from jaxmoe.system import Adapted, Recogniser
-from jaxmoe.train.setup import Backbone, embeddings_folder, load_backbone
+from jaxmoe.train.setup import Backbone, embeddings_folder, load_backbone, load_posterior
 from jaxmoe.transcription import TranscribeOptions, decode_latents, transcribe
 
 Row = dict[str, Any]
@@ -35,7 +35,9 @@ def adapted(config: ConfigDict, workdir: Path, part: Part, clips: Sequence[Clip]
     backbone, model = _adapted(config, workdir, part.reads[0])
     embeddings = Embeddings(embeddings_folder(workdir, backbone.name, "evaluation"))
     options = _options(config)
-    yield from from_latents(model, embeddings, [c for c in clips if c.id in embeddings.row], options)
+    given = model.mixture.routing == "given"
+    posterior = load_posterior(workdir, config.model.num_experts, fitted=False) if given else None
+    yield from from_latents(model, embeddings, [c for c in clips if c.id in embeddings.row], options, posterior)
     yield from from_audio(model, [c for c in clips if c.id not in embeddings.row], options)
 
 
@@ -56,15 +58,19 @@ def _options(config: ConfigDict) -> TranscribeOptions:
 
 
 def from_latents(
-    model: Adapted, embeddings: Embeddings, clips: Sequence[Clip], options: TranscribeOptions
+    model: Adapted,
+    embeddings: Embeddings,
+    clips: Sequence[Clip],
+    options: TranscribeOptions,
+    posterior: dict[str, np.ndarray] | None = None,
 ) -> Iterator[list[Row]]:
-    """Clips of one window, from their stored latents, in order of length."""
+    """Clips of one window, from their stored latents, in order of length; `posterior` routes where routing is given."""
     ids = sorted((c.id for c in clips), key=lambda id_: embeddings.length(embeddings.row[id_]))
     for start in range(0, len(ids), options.batch_size):
         batch = ids[start : start + options.batch_size]
         rows = [embeddings.row[i] for i in batch]
         latents, mask = pad([embeddings.latents(r) for r in rows])
-        embedding = embeddings.pooled[rows]
+        embedding = embeddings.pooled[rows] if posterior is None else np.stack([posterior[i] for i in batch])
         windows = decode_latents(model, latents, mask, embedding, options)
         gates = model.gates(embedding)
         yield [
