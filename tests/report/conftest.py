@@ -138,7 +138,7 @@ def _write_clusters(workdir: Path, rng: np.random.Generator, utterances: list[di
     folder.mkdir(parents=True)
     (folder / "map.json").write_text(json.dumps({"points": points}))
     ami = {"etiology": 0.81, "severity": 0.32, "speaker": 0.12, "channel": 0.05, "sentence": 0.01}
-    figures = {"found": 5, "noise_share": 1 / 6, "ami": ami, "ami_evaluation": ami | {"etiology": 0.7}, "dbcv": 0.4}
+    figures = {"found": 5, "noise_share": 1 / 6, "ami": ami, "ami_held_out": ami | {"etiology": 0.7}, "dbcv": 0.4}
     (folder / "clusters.json").write_text(json.dumps(figures))
 
 
