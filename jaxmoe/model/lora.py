@@ -12,7 +12,7 @@ is then one pair of GEMMs whatever E is; a one-hot row of gates is one expert, a
 
 from collections.abc import Callable, Mapping, Sequence
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,13 @@ import jax.numpy as jnp
 
 Bank = dict[str, dict[str, jax.Array]]  # {path: {"a", "b"}}
 Columns = dict[str, dict[str, jax.Array]]
+
+
+class Chosen(NamedTuple):
+    """Scales of the columns that an utterance uses, where it uses few of many (top-k routing)."""
+
+    values: jax.Array  # [B, K'], the scales
+    pick: jax.Array  # [B, K', K], one-hot: which column each is
 
 
 class LoRADense(nn.Module):
@@ -35,7 +42,7 @@ class LoRADense(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, scales: jax.Array | None = None) -> jax.Array:
+    def __call__(self, x: jax.Array, scales: jax.Array | Chosen | None = None) -> jax.Array:
         init = nn.initializers.lecun_normal()
         kernel = self.param("kernel", init, (x.shape[-1], self.features), jnp.float32)
         x = x.astype(self.dtype)
@@ -47,8 +54,22 @@ class LoRADense(nn.Module):
             return y
         a = self.get_variable("lora", "a").astype(self.dtype)  # [D, K]
         b = self.get_variable("lora", "b").astype(self.dtype)  # [K, F]
+        if isinstance(scales, Chosen):
+            return y + _apply_chosen(x, a, b, scales)
         h = (x @ a) * scales[:, None, :].astype(self.dtype)  # [B, T, K]
         return y + h @ b
+
+
+def _apply_chosen(x: jax.Array, a: jax.Array, b: jax.Array, scales: Chosen) -> jax.Array:
+    """((x A) * scales) B over the chosen columns alone: x [B, T, D], a [D, K], b [K, F] -> [B, T, F].
+
+    Columns are picked by a product with one-hot rows, whose gradient is a product too: a CPU's scatter is slower.
+    """
+    pick = scales.pick.astype(x.dtype)
+    own_a = jnp.einsum("bck,dk->bdc", pick, a)  # [B, D, K']
+    own_b = jnp.einsum("bck,kf->bcf", pick, b)  # [B, K', F]
+    h = jnp.einsum("btd,bdc->btc", x, own_a) * scales.values[:, None].astype(x.dtype)
+    return jnp.einsum("btc,bcf->btf", h, own_b)
 
 
 def linear_shapes(
@@ -138,6 +159,18 @@ def scales(
         return shared
     routed = jnp.repeat(gates * (alpha / rank), rank, axis=1)  # [B, E * R]
     return jnp.concatenate([shared, routed], axis=1)
+
+
+def choose(scales: jax.Array, gates: jax.Array, top_k: int, *, rank: int, shared_rank: int) -> Chosen:
+    """The shared columns and those of the `top_k` experts with the largest gates [B, E], of scales [B, K].
+
+    Exact where all other gates are zero, as after top-k routing.
+    """
+    experts = jax.lax.top_k(gates, top_k)[1]  # [B, k]
+    routed = shared_rank + experts[:, :, None] * rank + jnp.arange(rank)  # [B, k, R]
+    shared = jnp.broadcast_to(jnp.arange(shared_rank), (gates.shape[0], shared_rank))
+    columns = jnp.concatenate([shared, routed.reshape(gates.shape[0], -1)], axis=1)  # [B, K']
+    return Chosen(jnp.take_along_axis(scales, columns, axis=1), jax.nn.one_hot(columns, scales.shape[1]))
 
 
 def nested(columns: Columns) -> dict[str, Any]:

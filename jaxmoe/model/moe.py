@@ -16,6 +16,7 @@ from jaxmoe.model import gate, lora
 from jaxmoe.model.whisper import ModelDimensions, Whisper
 
 Params = dict[str, Any]
+GATHER_FROM = 3  # experts for each one chosen, from which picking their columns beats computing all (experts_cost.py)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,12 +96,18 @@ class MoEWhisper:
         tokens: jax.Array,
         gates: jax.Array,
         cross_mask: jax.Array | None = None,
+        *,
+        exact_top_k: bool = True,
     ) -> jax.Array:
-        """One pass of the decoder with the mixture: latents [B, S, D], tokens [B, T] -> logits [B, T, V]."""
+        """One pass of the decoder with the mixture: latents [B, S, D], tokens [B, T] -> logits [B, T, V].
+
+        exact_top_k: whether at most top_k gates of a row are above zero, so that the other experts may be left out.
+        """
         variables = {"params": base, "lora": self.columns(params)}
-        return self.whisper.apply(
-            variables, latents, tokens, self.scales(gates), cross_mask, method="logits"
-        )
+        scales: Any = self.scales(gates)
+        if 0 < self.top_k and GATHER_FROM * self.top_k <= self.num_experts and exact_top_k:
+            scales = lora.choose(scales, gates, self.top_k, rank=self.rank, shared_rank=self.shared_rank)
+        return self.whisper.apply(variables, latents, tokens, scales, cross_mask, method="logits")
 
 
 def make_moe(
