@@ -97,9 +97,10 @@ def attention(
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm over D in float32 or better, eps 1e-5."""
+    """LayerNorm over D in float32 or better."""
 
     dtype: Any = jnp.float32
+    eps: float = 1e-5
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -107,7 +108,7 @@ class LayerNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
         x = x.astype(at_least_float32(x.dtype))
         mean = x.mean(-1, keepdims=True)
-        x = (x - mean) * jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + 1e-5)
+        x = (x - mean) * jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + self.eps)
         return (x * scale + bias).astype(self.dtype)
 
 

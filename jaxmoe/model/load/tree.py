@@ -77,7 +77,7 @@ def check_names(where: object, expected: Iterable[str], found: Iterable[str]) ->
         lines = [f"  - {name}" for name in sorted(expected - found)]
         lines += [f"  + {name}" for name in sorted(found - expected)]
         raise LoadError(
-            f"{where} does not hold the expected Whisper weights: missing (-) and unexpected (+) names:\n"
+            f"{where} does not hold the expected weights: missing (-) and unexpected (+) names:\n"
             + "\n".join(lines[:40])
             + (f"\n  ... and {len(lines) - 40} more" if len(lines) > 40 else "")
         )
