@@ -104,4 +104,24 @@ def get_config() -> ConfigDict:
         systems=("whisper-v2", "whisper-v3", "lora", "moe", "mt"),
     )
     c.report = dict(bootstrap=1000, baseline="whisper-v2", worst=20)
+    c.salmonn = dict(
+        steps=0,
+        llm="",
+        weights="",
+        beats="",
+        template="USER: {}\nASSISTANT:",
+        end="</s>",
+        width=768,
+        window_s=0.333333,
+        stride_s=0.333333,
+        dropout=0.1,
+        rank=8,
+        alpha=32.0,
+        translation_share=0.5,
+        beam_size=4,
+        max_tokens=200,
+        batch_size=8,
+        lr=3e-5,
+        **(training | dict(warmup=3000, weight_decay=0.05)),
+    )
     return c.lock()

@@ -122,6 +122,26 @@ def get_config(variant: str = "full") -> ConfigDict:
         ),
     )
     c.report = dict(bootstrap=1000, baseline="whisper-v2", worst=20)
+    c.salmonn = dict(  # a language model that hears; the recipe is the original's
+        steps=0,  # of phase salmonn; 0 leaves it out (the original: 90,000)
+        llm="",  # a Llama or Qwen2: a name of weights, a .gguf file or a Hugging Face folder; "" leaves the rows out
+        weights="",  # salmonn_v1.pth or what else has its keys; "" starts from a random connector
+        beats="",  # the BEATs file beside Whisper; "" hears by Whisper alone
+        template="USER: {}\nASSISTANT:",
+        end="</s>",  # the token that ends an answer
+        width=768,  # of the Q-Former
+        window_s=0.333333,
+        stride_s=0.333333,
+        dropout=0.1,  # in the Q-Former
+        rank=8,  # of the LoRA on queries and values
+        alpha=32.0,
+        translation_share=0.5,  # of the utterances; the rest is transcribed
+        beam_size=4,
+        max_tokens=200,
+        batch_size=8,
+        lr=3e-5,
+        **(training | dict(warmup=3000, weight_decay=0.05)),
+    )
     if variant == "smoke":
         c.demo.update(train_speakers_per_voice=1, held_out_speakers_per_voice=2)
         c.demo.update(train_utterances=2, validation_utterances=1, evaluation_utterances=1)

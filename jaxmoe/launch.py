@@ -13,6 +13,7 @@ PHASE is one of
   joint      gate, experts and shared path together
   baseline   one LoRA for everybody
   personalize  the mixture adapted to each held-out speaker from a few recordings
+  salmonn    a language model that hears: connector and LoRA (config.salmonn.steps)
   evaluate   every system of the table on the evaluation split, with German
   report     metrics.json and a page for people
   all        what is missing of these, in order

@@ -24,6 +24,20 @@ BASE_RULES: tuple[tuple[str, P], ...] = (
     (r".*(_ln|/ln|/ln_post)/(scale|bias)", P()),
     (r"encoder/conv[12]/(kernel|bias)|(encoder|decoder)/positional_embedding", P()),
 )
+# SALMONN's frozen models under {"whisper", "beats", "llm"}; BEATs is small and stays whole.
+SALMONN_RULES: tuple[tuple[str, P], ...] = (
+    (r"beats/.*", P()),
+    (r"(whisper|llm)/blocks/.*(query|key|value|mlp1|gate|up)/kernel", P(None, None, "model")),
+    (r"(whisper|llm)/blocks/.*(query|key|value|mlp1)/bias", P(None, "model")),
+    (r"(whisper|llm)/blocks/.*(out|mlp2|down)/kernel", P(None, "model", None)),
+    (r"llm/blocks_\d+/.*(query|key|value|gate|up)/kernel", P(None, "model")),
+    (r"llm/blocks_\d+/.*(query|key|value)/bias", P("model")),
+    (r"llm/blocks_\d+/.*(out|down)/kernel", P("model", None)),
+    (r"llm/token_embedding/embedding", P(None, "model")),
+    (r"llm/output/kernel", P(None, "model")),
+    (r"whisper/blocks/.*(out|mlp2)/bias|whisper/conv[12]/(kernel|bias)|whisper/positional_embedding", P()),
+    (r"(whisper|llm)/(.*(_ln|_norm)|ln_post|norm)/(scale|bias)", P()),
+)
 
 
 def make_mesh(data: int = -1, model: int = 1) -> Mesh:
@@ -44,8 +58,8 @@ def make_mesh(data: int = -1, model: int = 1) -> Mesh:
     return Mesh(chosen, ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 
 
-def base_shardings(base: PyTree, mesh: Mesh) -> PyTree:
-    """NamedSharding of every leaf of the Whisper parameters.
+def base_shardings(base: PyTree, mesh: Mesh, rules: tuple[tuple[str, P], ...] = BASE_RULES) -> PyTree:
+    """NamedSharding of every leaf of frozen parameters, Whisper's by default.
 
     Raises:
       ValueError: if a leaf matches no rule.
@@ -53,7 +67,7 @@ def base_shardings(base: PyTree, mesh: Mesh) -> PyTree:
 
     def choose(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
         name = "/".join(str(getattr(k, "key", k)) for k in path)
-        for pattern, spec in BASE_RULES:
+        for pattern, spec in rules:
             if re.fullmatch(pattern, name):
                 return NamedSharding(mesh, spec)
         raise ValueError(f"no sharding rule for parameter {name} of shape {leaf.shape}.")

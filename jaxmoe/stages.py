@@ -42,16 +42,17 @@ PHASES: dict[str, Phase] = {
     "customize": Phase("custom", ("prepare",), ("custom",), wanted="custom.enabled"),
     "embed": Phase("embeddings", ("prepare",), ("model.backbone", "embed")),
     "cluster": Phase("clusters", ("embed",), ("cluster", "model.num_experts")),
-    "gate": Phase("gate", ("cluster",), ("gate", "model")),
-    "experts": Phase("experts", ("gate",), ("experts",)),
-    "joint": Phase("joint", ("experts",), ("joint",)),
+    "gate": Phase("gate", ("cluster",), ("gate", "model"), wanted="gate.steps"),
+    "experts": Phase("experts", ("gate",), ("experts",), wanted="experts.steps"),
+    "joint": Phase("joint", ("experts",), ("joint",), wanted="joint.steps"),
     "personalize": Phase(
         "personalize", ("joint",), ("personalize", "evaluate.beam_size"), wanted="personalize.shots"
     ),
-    "baseline": Phase("baseline", ("embed",), ("baseline", "model")),
+    "baseline": Phase("baseline", ("embed",), ("baseline", "model"), wanted="baseline.steps"),
+    "salmonn": Phase("salmonn", ("embed", "references"), ("salmonn", "model.dtype"), wanted="salmonn.steps"),
     "evaluate": Phase(
         "eval",
-        ("joint", "baseline", "references", "customize"),
+        ("joint", "baseline", "salmonn", "references", "customize"),
         ("evaluate", "mt", "model.second"),
         incremental=True,
     ),

@@ -165,7 +165,7 @@ def collate(utterances: Utterances, picked: np.ndarray, size: int, token_size: i
     return Batch(embedding, latents, mask, tokens, targets, weights, posterior)
 
 
-def iterate(source: BatchSource) -> grain.DatasetIterator:
-    """An iterator over `source` that reads ahead in threads and whose position can be checkpointed."""
+def iterate(source: Any) -> grain.DatasetIterator:
+    """An iterator over `source` (batches by step) that reads ahead in threads, its position checkpointed."""
     options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
     return iter(grain.MapDataset.source(source).to_iter_dataset(options))

@@ -65,7 +65,17 @@ LORA = Part(ADAPTED, ("baseline", "embeddings"), DECODING)  # the first folder h
 MOE = Part(ADAPTED, ("joint", "embeddings"), DECODING)
 RISK = Part(missing="--phase=cascade is not in this version")
 DISTILLED = Part(missing="the decoder has not been distilled to German")
-SALMONN = Part(missing="SALMONN's weights are not at hand")
+HEARING = ("salmonn.llm", "salmonn.beam_size", "salmonn.max_tokens", "evaluate.batch_size")
+SALMONN = Part(  # not the whole group: another learning rate changes nothing here
+    "jaxmoe.eval.salmonn:zero_shot",
+    ("embeddings",),
+    (
+        *("seed", "model.dtype", *HEARING),
+        *(f"salmonn.{x}" for x in ("weights", "beats", "template", "end", "width", "window_s", "stride_s")),
+        *("salmonn.rank", "salmonn.alpha"),
+    ),
+)
+TUNED_SALMONN = Part("jaxmoe.eval.salmonn:tuned", ("salmonn", "embeddings"), HEARING)
 
 MT = Part("jaxmoe.eval.translators:configured", groups=("mt",), title="MT")
 LOCAL_MT = Part("jaxmoe.eval.translators:local", groups=("mt",), title="local MT")
@@ -101,7 +111,7 @@ SYSTEMS: tuple[System, ...] = (
     System("moe-risk", "Whisper v2 ({v2}) MoE retrained with the MT in the loop + {mt}", "asr+mt", RISK, MT),
     System("moe-distilled", "Whisper v2 ({v2}) MoE distilled to German, no MT", "e2e", DISTILLED, None),
     System("salmonn", "SALMONN, no fine-tuning", "e2e", SALMONN, None),
-    System("salmonn-tuned", "SALMONN, fine-tuned", "e2e", SALMONN, None),
+    System("salmonn-tuned", "SALMONN, fine-tuned", "e2e", TUNED_SALMONN, None),
     System("mt", "{mt} on reference transcripts", "mt", None, MT),
     System("mt-custom", "{mt} on reference transcripts", "mt", None, CUSTOM_MT),
     System("mt-local", "{mt} on reference transcripts", "mt", None, LOCAL_MT),

@@ -76,7 +76,7 @@ class RelativeBias(nn.Module):
         d = self.dims
         table = self.param("embedding", nn.initializers.normal(0.02), (d.n_buckets, d.n_head))
         distance = np.arange(1 - length, length)
-        by_distance = table[buckets(distance, d.n_buckets, d.max_distance)]  # [2 T - 1, H]
+        by_distance = jnp.asarray(table)[buckets(distance, d.n_buckets, d.max_distance)]  # [2 T - 1, H]
         at = jnp.arange(length)
         return by_distance[at[None, :] - at[:, None] + length - 1].transpose(2, 0, 1)
 

@@ -218,17 +218,19 @@ class LanguageModel(nn.Module):
 
         x: embeddings of tokens (`embed`) or whatever else is to be read in their place.
         mask [B, C]: which slots hold a token, these included; a token sees those of them up to its own slot. Padding
-        may stand on either side. Without a cache C = T, and the cache returned holds just these tokens.
+        may stand on either side. Without a cache C = T, and the cache returned holds just these tokens. A mask
+        [B, T, C] says for each token what it sees, whatever the order of the slots.
         scales [B, K]: of the low-rank columns in the collection "lora" (model/lora.py); None leaves them out.
         read [B] or [B, N]: give logits only at these indices of each row, [B, V] or [B, N, V]; otherwise [B, T, V].
         """
         d = self.dims
         x = x.astype(self.dtype)
         angles = rope_angles(positions, d.n_head_state, d.rope_base)
-        slots = jnp.arange(mask.shape[1])[None, None, :]
-        own = start + jnp.arange(x.shape[1])[None, :, None]
-        visible = (slots <= own) & mask[:, None, :]  # [B, T, C]
-        x, cache = self._layers(x, angles, visible, jnp.asarray(start), scales, cache, prefix)
+        if mask.ndim == 2:
+            slots = jnp.arange(mask.shape[1])[None, None, :]
+            own = start + jnp.arange(x.shape[1])[None, :, None]
+            mask = (slots <= own) & mask[:, None, :]  # [B, T, C]
+        x, cache = self._layers(x, angles, mask, jnp.asarray(start), scales, cache, prefix)
         if read is not None:
             at = read.reshape(read.shape[0], -1, 1)
             x = jnp.take_along_axis(x, at, axis=1).reshape(*read.shape, x.shape[-1])

@@ -1,4 +1,4 @@
-"""Hugging Face folders of a Qwen2 language model (config.json, *.safetensors, tokenizer.json) -> llm.LanguageModel."""
+"""Hugging Face folders of Qwen2 or Llama (config.json, *.safetensors, tokenizer.json) -> llm.LanguageModel."""
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +37,7 @@ def load(folder: Path, stack: bool = True) -> tuple[LanguageModelDimensions, dic
     """Dimensions and float32 parameters, layers stacked on axis 0 unless `stack` is False.
 
     Raises:
-        ValueError: not a Qwen2 folder, or tensors missing (-) or unexpected (+).
+        ValueError: another architecture, or tensors missing (-) or unexpected (+).
     """
     from safetensors import safe_open
 
@@ -66,8 +66,11 @@ def dimensions(path: Path) -> LanguageModelDimensions:
         ValueError: another architecture, or an option that llm.py does not compute.
     """
     c = json.loads(path.read_text("utf-8"))
-    if c.get("model_type") != "qwen2":
-        raise ValueError(f"{path}: model_type is {c.get('model_type')!r}; expected 'qwen2'.")
+    kind = c.get("model_type")
+    if kind not in ("qwen2", "llama"):
+        raise ValueError(f"{path}: model_type is {kind!r}; expected 'qwen2' or 'llama'.")
+    if kind == "llama" and (c.get("attention_bias") or c.get("mlp_bias")):
+        raise ValueError(f"{path}: attention_bias or mlp_bias is on; only Llamas without biases are supported.")
     if c.get("use_sliding_window"):
         raise ValueError(f"{path}: use_sliding_window is on; only models with full attention are supported.")
     rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
@@ -79,12 +82,12 @@ def dimensions(path: Path) -> LanguageModelDimensions:
         n_layer=c["num_hidden_layers"],
         n_state=c["hidden_size"],
         n_head=heads,
-        n_kv_head=c["num_key_value_heads"],
+        n_kv_head=c.get("num_key_value_heads") or heads,  # older Llamas do not say
         n_head_state=c.get("head_dim") or c["hidden_size"] // heads,
         n_mlp=c["intermediate_size"],
         rope_base=float(rope.get("rope_theta", c.get("rope_theta", 10_000.0))),
         norm_eps=float(c["rms_norm_eps"]),
-        qkv_bias=True,
+        qkv_bias=kind == "qwen2",
         tied=bool(c.get("tie_word_embeddings", False)),
     )
 
@@ -106,7 +109,7 @@ def assemble(
     """
     wanted: dict[tuple[str, ...], str] = {}  # our path, layers apart -> their name
     for path, name in names.items():
-        if (path == "output/kernel" and dims.tied) or (path.endswith("bias") and not dims.qkv_bias):
+        if not is_there(dims, path):
             continue
         first, _, rest = path.partition("/")
         if first == "blocks":
@@ -138,6 +141,11 @@ def assemble(
                 layers = [(f"blocks_{i}", *parts[1:]) for i in range(dims.n_layer)]
                 tree["blocks", *parts[1:]] = jnp.stack(list(pool.map(get, layers)))
     return unflatten_dict(tree)
+
+
+def is_there(dims: LanguageModelDimensions, path: str) -> bool:
+    """Whether a model of these dimensions has the parameter."""
+    return not ((path == "output/kernel" and dims.tied) or (path.endswith("bias") and not dims.qkv_bias))
 
 
 def shape(dims: LanguageModelDimensions, path: tuple[str, ...]) -> tuple[int, ...]:

@@ -85,6 +85,11 @@ class _Taken:
             return None
         return np.asarray(self.tensors[name], np.float32)
 
+    def read_all(self, names: Sequence[str]) -> list[np.ndarray]:
+        """All of them, or none if one is missing."""
+        found = [x for x in map(self.read, names) if x is not None]
+        return found if len(found) == len(names) else []
+
     def finish(self, ignored: Sequence[str]) -> None:
         """Raise LoadError if a name was missing, or one is there that nobody read."""
         rest = {n for n in set(self.tensors) - self.seen if not any(re.fullmatch(p, n) for p in ignored)}
@@ -95,20 +100,18 @@ def _fill(shapes: Any, theirs: Callable[[str], str], taken: _Taken) -> Any:
     """A tree like `shapes` from tensors of torch; leaves under "blocks" are stacked over the {} of their names."""
     out = {}
     for path, leaf in flatten_dict(shapes, sep="/").items():
-        layers = range(leaf.shape[0]) if "blocks" in path.split("/") else range(1)
-        found = [taken.read(theirs(path).format(i)) for i in layers]
-        if any(x is None for x in found):
-            continue
-        for i, array in zip(layers, found, strict=True):
-            wanted = leaf.shape[1:] if "blocks" in path.split("/") else leaf.shape
-            array = _ours(path, array)
+        stacked = "blocks" in path.split("/")
+        names = [theirs(path).format(i) for i in range(leaf.shape[0] if stacked else 1)]
+        wanted = leaf.shape[1:] if stacked else leaf.shape
+        arrays = [_ours(path, x) for x in taken.read_all(names)]
+        for name, array in zip(names, arrays, strict=False):
             if array.shape != wanted:
                 raise LoadError(
-                    f"{taken.where}: {theirs(path).format(i)} gives {list(array.shape)}, expected {list(wanted)}; "
+                    f"{taken.where}: {name} gives {list(array.shape)}, expected {list(wanted)}; "
                     "the weights and their configuration are not of one model."
                 )
-            found[i] = array
-        out[path] = np.stack(found) if "blocks" in path.split("/") else found[0]
+        if arrays:
+            out[path] = np.stack(arrays) if stacked else arrays[0]
     return unflatten_dict(out, sep="/")
 
 
@@ -150,8 +153,8 @@ def convert_connector(
     connector = _fill(shapes, _names(_CONNECTOR), taken)
     bank = {}
     for path, name in _LORA_MAPS.items():
-        a, b = ([taken.read(_LORA.format(i, name, part)) for i in range(n_layer)] for part in "AB")
-        if not any(x is None for x in (*a, *b)):
+        a, b = (taken.read_all([_LORA.format(i, name, part) for i in range(n_layer)]) for part in "AB")
+        if a and b:
             bank[path] = {"a": np.stack([x.T for x in a])[:, None], "b": np.stack([x.T for x in b])[:, None]}
     taken.finish(_BUFFERS)
     return connector, bank

@@ -1,0 +1,36 @@
+"""A small SALMONN on the demo corpus: Whisper tiny.en's encoder, a Q-Former, Qwen2.5-Coder-0.5B; no BEATs.
+
+COMMAND: python -m jaxmoe.launch --phase=all --config=configs/salmonn_small.py
+RESULT: docs/salmonn.md. It is quickstart.py but for the fields below, so it takes them from there; with
+--workdir=checkpoints/quickstart it goes on from the corpus and the latents of that run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+
+def get_config(variant: str = "full") -> ConfigDict:
+    """Fields of a run; --config.group.field=VALUE changes one."""
+    c = quickstart.get_config(variant).unlock()
+    c.model.second = ""
+    for phase in ("gate", "experts", "joint", "baseline"):
+        c[phase].steps = 0  # left out: SALMONN has its own adapter
+    c.salmonn.update(
+        llm="qwen2.5-coder-0.5b-instruct",
+        template="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",  # ChatML, Qwen's format
+        end="<|im_end|>",
+        width=384,  # of the Q-Former: 330 sentences do not fill BERT's 768
+        lr=5e-4,  # the original has 3e-5 and 90,000 steps
+        warmup=20,
+        steps=600,
+        beam_size=1,
+        max_tokens=40,
+        log_every=10,
+        save_every=50,
+    )
+    c.evaluate.systems = ("whisper-v2", "salmonn", "salmonn-tuned", "mt")
+    if variant == "smoke":
+        c.salmonn.update(steps=2, batch_size=2, log_every=1, save_every=1, max_tokens=4)
+        c.evaluate.batch_size = 2
+    return c.lock()
