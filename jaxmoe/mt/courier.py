@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 import subprocess
 import sys
+import threading
 from typing import TYPE_CHECKING, NoReturn
 import weakref
 
@@ -35,14 +36,8 @@ class Courier:
     def __init__(self, engine: "DeepL", account: "Account", cache: Cache, max_chars: int) -> None:
         """The process inherits the key with the environment; it is in no argument and no file."""
         self._engine, self._account, self._cache, self._max_chars = engine, account, cache, max_chars
-        self._job = {
-            "engine": engine.options,
-            "account": {k: getattr(account, k) for k in ("server_url", "pause_s", "timeout_s")},
-            "cache": str(cache.path),
-            "max_chars": max_chars,
-            "parent": os.getpid(),
-        }
         self._process: subprocess.Popen[str] | None = None
+        self._lock = threading.Lock()
 
     def announce(self, texts: Sequence[str]) -> None:
         """Say what is going to be sent, where, and what it may cost."""
@@ -65,37 +60,48 @@ class Courier:
         Raises:
             BudgetExceeded, RequestError: see CachedTranslator.translate.
         """
-        if self._process is None or self._process.poll() is not None:
-            self._start()
-        assert self._process is not None and self._process.stdin and self._process.stdout
-        try:
-            self._process.stdin.write(json.dumps(list(batch)) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+        with self._lock:
+            if self._process is None or self._process.poll() is not None:
+                self._process = self._start()
+            assert self._process.stdin and self._process.stdout
+            try:
+                self._process.stdin.write(json.dumps(list(batch)) + "\n")
+                self._process.stdin.flush()
+                line = self._process.stdout.readline()
+            except BrokenPipeError:
+                line = ""
+            except BaseException:  # such as Ctrl-C: its answer is stored, and must not be taken for another batch's
+                self._process.stdin.close()
+                self._process = None
+                raise
         if not line:
-            self._process = None
             raise RequestError(f"{self._engine.name}: the process that sends the texts died; start again.")
         answer = json.loads(line)
         if answer["error"]:
             raise (BudgetExceeded if answer["error"] == "BudgetExceeded" else RequestError)(answer["message"])
 
-    def _start(self) -> None:
+    def _start(self) -> "subprocess.Popen[str]":
         found = os.pathsep.join([str(Path(jaxmoe.__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "jaxmoe.mt.courier"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # its errors come as answers; a traceback could quote a patient
             env=os.environ | {"PYTHONPATH": found},
             start_new_session=True,  # Ctrl-C and the end of a terminal are for the run
             text=True,
         )
-        assert self._process.stdin
+        assert process.stdin
         # Popen keeps itself and its pipes for as long as the process runs, and this one runs until its input ends.
-        weakref.finalize(self, self._process.stdin.close)
-        self._process.stdin.write(json.dumps(self._job) + "\n")
+        weakref.finalize(self, process.stdin.close)
+        job = {
+            "engine": self._engine.options,
+            "account": {k: getattr(self._account, k) for k in ("server_url", "pause_s", "timeout_s")},
+            "cache": str(self._cache.path),
+            "max_chars": self._max_chars,
+            "parent": os.getpid(),
+        }
+        process.stdin.write(json.dumps(job) + "\n")
+        return process
 
 
 def deliver(

@@ -1,11 +1,13 @@
 """The DeepL engine through its official client, against a server on the loopback."""
 
+import concurrent.futures
 import logging
 import os
 from pathlib import Path
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 
@@ -264,6 +266,35 @@ def test_two_processes_pay_once(tmp_path):
             go(worker)
         assert [worker.wait() for worker in workers] == [0, 0]
         assert account.accepted == dict.fromkeys(TEXTS, 1)
+
+
+def test_ctrl_c_loses_no_answer_and_mixes_none_up(tmp_path):
+    with serve() as (url, account):
+        translator = make(url, tmp_path)
+        translator.translate(TEXTS[:1])
+        account.work_s = 1.0
+
+        def interrupt():
+            while len(account.billed) < 2:
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGINT)
+
+        threading.Thread(target=interrupt).start()
+        with pytest.raises(KeyboardInterrupt):
+            translator.translate(TEXTS[:50])
+        account.work_s = 0.0
+        assert translator.translate(TEXTS[50:90]) == list(map(german, TEXTS[50:90]))
+        assert translator.translate(TEXTS[:50]) == list(map(german, TEXTS[:50]))
+        assert set(account.billed.values()) == {1}
+
+
+def test_threads_share_a_translator(tmp_path):
+    with serve() as (url, account):
+        translator = make(url, tmp_path)
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda at: translator.translate(TEXTS[at : at + 10]), range(0, 120, 10)))
+        assert [text for texts in found for text in texts] == list(map(german, TEXTS))
+        assert account.billed == dict.fromkeys(TEXTS, 1)
 
 
 def test_killed_runs_pay_for_every_text_once(tmp_path):
