@@ -41,8 +41,8 @@ def sentences(count: int, rng: random.Random) -> list[str]:
     return [f"{n}: " + " ".join(rng.choices(words, k=rng.randint(4, 25))) for n in range(count)]
 
 
-def translate(folder: Path, url: str, account: Account, texts: list[str], kill_at: list[int]) -> list[str]:
-    """German of the texts, by as many runs as it takes; kills one whenever so many more texts are billed."""
+def translate(folder: Path, url: str, account: Account, texts: list[str], kill_at: list[int]) -> tuple[list[str], int]:
+    """German of the texts, and how many runs it took; one is killed when so many texts are billed."""
     folder.mkdir()
     (folder / "texts.json").write_text(json.dumps(texts))
     output = folder / "german.json"
@@ -55,10 +55,10 @@ def translate(folder: Path, url: str, account: Account, texts: list[str], kill_a
         while process.poll() is None:
             if kill_at and sum(account.billed.values()) >= kill_at[0]:
                 os.kill(process.pid, signal.SIGKILL)
+                process.wait()
                 kill_at.pop(0)
             time.sleep(0.002)
-    print(f"{runs} runs", flush=True)
-    return json.loads(output.read_text())
+    return json.loads(output.read_text()), runs
 
 
 def main() -> None:
@@ -74,14 +74,14 @@ def main() -> None:
     texts = sentences(args.texts, rng)
     kinds = sorted(LOST) if args.lost else REFUSALS
     fault = lambda number: rng.choice(kinds) if rng.random() < args.failures else ""
-    kills = sorted(rng.sample(range(1, args.texts), args.kills))
+    kills = [int((k + 0.5) * args.texts / args.kills) for k in range(args.kills)]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with serve(limit=10**9) as (url, account):
-            expected = translate(folder / "fault-free", url, account, texts, [])
+            expected, _ = translate(folder / "fault-free", url, account, texts, [])
         with serve(fault, limit=10**9) as (url, account):
             account.work_s = 0.05
-            found = translate(folder / "faulty", url, account, texts, list(kills))
+            found, runs = translate(folder / "faulty", url, account, texts, list(kills))
         cache = Cache(folder / "faulty" / "mt.sqlite")
         billed, doubt = cache.billed_characters(), cache.in_doubt()
     characters = sum(map(len, texts))
@@ -90,6 +90,7 @@ def main() -> None:
         "requests": len(account.requests),
         "failures": dict(Counter(kind for kind in account.faults if kind)),
         "kills": len(kills),
+        "runs": runs,
         "output_equals_the_fault_free_runs": found == expected,
         "texts_answered_other_than_once": sum(n != 1 for n in account.accepted.values())
         + len(texts)

@@ -122,10 +122,10 @@ def customised(workdir: Path, *, memory_threshold: int, **fields: Any) -> Transl
     fields: of config.mt, and cache_path; see mt.make.
     Raises:
         TranslatorUnavailable: nothing was made, DeepL cannot be used, or not be customised.
-        ValueError: the customisation holds a sentence of validation or evaluation.
+        ValueError: files are missing, or hold a sentence of validation or evaluation.
     """
     folder = workdir / "custom"
-    if not (folder / "style.json").exists():
+    if not folder.exists():
         raise TranslatorUnavailable("--phase=customize has not been run; config.custom.enabled=True turns it on")
     made = custom.read(folder)
     custom.check_leakage(made, custom.held_out(workdir), folder)

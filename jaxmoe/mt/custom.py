@@ -25,6 +25,7 @@ from jaxmoe.mt import glossary
 
 MAX_INSTRUCTIONS, MAX_INSTRUCTION = 10, 300  # DeepL's limits: a request, characters
 MAX_PHRASE_BYTES = 1024  # of a glossary's phrase
+FILES = ("glossary.tsv", "memory.tmx", "style.json")
 FORMAL = re.compile(r"(?<=[\w,] )(Sie|Ihnen|Ihr|Ihre|Ihrem|Ihren|Ihrer|Ihres)\b")
 INFORMAL = re.compile(r"\b([Dd]u|[Dd]ich|[Dd]ir|[Dd]ein|[Dd]eine|[Dd]einem|[Dd]einen|[Dd]einer|[Dd]eines)\b")
 _LANG = "{http://www.w3.org/XML/1998/namespace}lang"
@@ -105,9 +106,10 @@ def read(folder: Path) -> Customisation:
     """The folder's content.
 
     Raises:
-        FileNotFoundError: it has not been built.
-        ValueError: a file cannot be read, or holds what DeepL would refuse; the message names the line.
+        ValueError: a file is missing, cannot be read, or holds what DeepL would refuse; the message names the line.
     """
+    if missing := [name for name in FILES if not (folder / name).exists()]:
+        raise ValueError(f"{folder} has no {' and no '.join(missing)}; run --phase=customize --force.")
     style = json.loads((folder / "style.json").read_text(encoding="utf-8"))
     check_instructions(style["instructions"])
     return Customisation(

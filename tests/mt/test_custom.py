@@ -86,6 +86,9 @@ def test_bad_files_are_named(tmp_path):
     (tmp_path / "memory.tmx").write_text("<tmx><body><tu>")
     with pytest.raises(ValueError, match=r"memory\.tmx: not TMX"):
         custom.read(tmp_path)
+    (tmp_path / "memory.tmx").unlink()  # as when somebody in it has been forgotten
+    with pytest.raises(ValueError, match=r"has no memory\.tmx; run --phase=customize --force"):
+        custom.read(tmp_path)
 
 
 def test_what_deepl_would_refuse_is_refused_here(tmp_path):
