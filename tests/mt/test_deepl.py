@@ -268,18 +268,35 @@ def test_two_processes_pay_once(tmp_path):
         assert account.accepted == dict.fromkeys(TEXTS, 1)
 
 
+def when_more_than_one_is_billed(account, kill):
+    def wait():
+        while len(account.billed) < 2:
+            time.sleep(0.01)
+        kill()
+
+    threading.Thread(target=wait).start()
+
+
+def test_a_killed_courier_leaves_its_request_in_doubt(tmp_path):
+    with serve() as (url, account):
+        translator = make(url, tmp_path)
+        translator.translate(TEXTS[:1])
+        account.work_s = 1.0
+        when_more_than_one_is_billed(account, translator.courier._process.kill)
+        with pytest.raises(mt.RequestError, match="process that sends the texts died"):
+            translator.translate(TEXTS[:50])
+        assert translator.cache.in_doubt() == sum(map(len, TEXTS[1:50]))
+        account.work_s = 0.0
+        assert translator.translate(TEXTS[:50]) == list(map(german, TEXTS[:50]))
+        assert account.characters == translator.cache.billed_characters() + translator.cache.in_doubt()
+
+
 def test_ctrl_c_loses_no_answer_and_mixes_none_up(tmp_path):
     with serve() as (url, account):
         translator = make(url, tmp_path)
         translator.translate(TEXTS[:1])
         account.work_s = 1.0
-
-        def interrupt():
-            while len(account.billed) < 2:
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGINT)
-
-        threading.Thread(target=interrupt).start()
+        when_more_than_one_is_billed(account, lambda: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             translator.translate(TEXTS[:50])
         account.work_s = 0.0
