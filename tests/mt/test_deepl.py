@@ -291,12 +291,20 @@ def test_a_killed_courier_leaves_its_request_in_doubt(tmp_path):
         assert account.characters == translator.cache.billed_characters() + translator.cache.in_doubt()
 
 
-def test_ctrl_c_loses_no_answer_and_mixes_none_up(tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, also in a shell's background, where it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_loses_no_answer_and_mixes_none_up(tmp_path, ctrl_c):
     with serve() as (url, account):
         translator = make(url, tmp_path)
         translator.translate(TEXTS[:1])
         account.work_s = 1.0
-        when_more_than_one_is_billed(account, lambda: os.kill(os.getpid(), signal.SIGINT))
+        when_more_than_one_is_billed(account, ctrl_c)
         with pytest.raises(KeyboardInterrupt):
             translator.translate(TEXTS[:50])
         account.work_s = 0.0
