@@ -103,7 +103,15 @@ def get_config() -> ConfigDict:
         batch_size=32,
         systems=("whisper-v2", "whisper-v3", "lora", "moe", "mt"),
     )
-    c.report = dict(bootstrap=1000, baseline="whisper-v2", worst=20)
+    c.stress = dict(
+        systems=("whisper-v2", "lora", "moe"),
+        utterances=200,
+        noises=("white", "pink", "babble", "reverberation"),
+        snr_db=(20.0, 10.0, 5.0, 0.0),
+        recordings="",
+        columns="",
+    )
+    c.report = dict(bootstrap=1000, baseline="whisper-v2", worst=20, audio=False)
     c.salmonn = dict(
         steps=0,
         llm="",

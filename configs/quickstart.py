@@ -121,7 +121,20 @@ def get_config(variant: str = "full") -> ConfigDict:
             *("salmonn", "salmonn-tuned", "mt", "mt-custom", "mt-local-tuned"),
         ),
     )
-    c.report = dict(bootstrap=1000, baseline="whisper-v2", worst=20)
+    c.stress = dict(
+        systems=("whisper-v2", "lora", "moe"),  # () leaves the phase out
+        utterances=14,  # of the evaluation split, under each noise; 0 for none
+        noises=("babble", "reverberation"),  # also white, pink
+        snr_db=(10.0, 0.0),
+        recordings="",  # table of other people's speech, as config.data.path; groups are in its column `language`
+        columns="",  # of that table, e.g. "text=transcript,language=accent"
+    )
+    c.report = dict(
+        bootstrap=1000,
+        baseline="whisper-v2",
+        worst=20,  # utterances listed
+        audio=True,  # puts their recordings into the page; they are people's voices
+    )
     c.salmonn = dict(  # a language model that hears; the recipe is the original's
         steps=0,  # of phase salmonn; 0 leaves it out (the original: 90,000)
         llm="",  # a Llama or Qwen2: a name of weights, a .gguf file or a Hugging Face folder; "" leaves the rows out
@@ -149,6 +162,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         for phase in ("gate", "experts", "joint", "baseline"):
             c[phase].update(steps=4, log_every=2, save_every=2)
         c.experts.batch_size = c.joint.batch_size = c.baseline.batch_size = 4
+        c.stress.update(systems=("moe",), utterances=1, noises=("white",), snr_db=(10.0,))
         c.model.second, c.mt.engine, c.report.bootstrap = "", "none", 100
     elif variant != "full":
         raise ValueError(f"configs/quickstart.py:{variant}: expected full or smoke.")

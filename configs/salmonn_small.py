@@ -30,6 +30,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         save_every=50,
     )
     c.evaluate.systems = ("whisper-v2", "salmonn", "salmonn-tuned", "mt")
+    c.stress.systems = ()
     if variant == "smoke":
         c.salmonn.update(steps=2, batch_size=2, log_every=1, save_every=1, max_tokens=4)
         c.evaluate.batch_size = 2

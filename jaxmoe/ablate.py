@@ -63,7 +63,7 @@ def run_variant(base: ConfigDict, variant: Variant, seed: int, root: Path, workd
     """Trains and recognises; returns one line an utterance of the evaluation split."""
     from jaxmoe.data import prepared
     from jaxmoe.eval import systems
-    from jaxmoe.phases import evaluate
+    from jaxmoe.eval.run import split_clips
 
     config = configured(base, variant, seed)
     trained = TRAINS[variant.system]
@@ -75,7 +75,7 @@ def run_variant(base: ConfigDict, variant: Variant, seed: int, root: Path, workd
     items = prepared.open_metadata(workdir, "evaluation")
     part = systems.get(variant.system).recogniser
     assert part is not None, "variants are of systems that recognise"
-    said = part.function()(config, workdir, part, evaluate.clips(workdir, items))
+    said = part.function()(config, workdir, part, split_clips(workdir, "evaluation"))
     found = {x["id"]: x for batch in said for x in batch}
     about = ("id", "speaker", "voice", "etiology", "severity", "prompt_seen")
     lines = [

@@ -15,6 +15,7 @@ PHASE is one of
   personalize  the mixture adapted to each held-out speaker from a few recordings
   salmonn    a language model that hears: connector and LoRA (config.salmonn.steps)
   evaluate   every system of the table on the evaluation split, with German
+  stress     the same under noise, on silence, and on other people's recordings
   report     metrics.json and a page for people
   all        what is missing of these, in order
 

@@ -56,7 +56,8 @@ PHASES: dict[str, Phase] = {
         ("evaluate", "mt", "model.second"),
         incremental=True,
     ),
-    "report": Phase("report", ("evaluate",), ("report",)),
+    "stress": Phase("stress", ("evaluate",), ("stress",), wanted="stress.systems", incremental=True),
+    "report": Phase("report", ("evaluate", "stress"), ("report",)),
 }
 
 

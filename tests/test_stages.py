@@ -24,7 +24,7 @@ def test_all_runs_once_and_continues_after_the_last_that_ended(traced, tmp_path)
     assert traced == wanted
     stages.run_all(config, tmp_path)
     incremental = [name for name, phase in stages.PHASES.items() if phase.incremental]
-    assert incremental == ["evaluate"] and traced == [*wanted, *incremental]
+    assert incremental == ["evaluate", "stress"] and traced == [*wanted, *incremental]
 
 
 def test_an_incremental_phase_keeps_its_folder_and_what_it_returns_runs_the_next(tmp_path, monkeypatch):
@@ -36,11 +36,11 @@ def test_an_incremental_phase_keeps_its_folder_and_what_it_returns_runs_the_next
     ran.clear()
     config.evaluate.beam_size = 3
     stages.run_all(config, tmp_path)
-    assert ran == ["evaluate", "report"] and (tmp_path / "eval" / "kept").exists()
+    assert ran == ["evaluate", "stress", "report"] and (tmp_path / "eval" / "kept").exists()
     ran.clear()
     results["evaluate"] = "b"  # the same configuration, another result: weights were not at hand, and now are
     stages.run_all(config, tmp_path)
-    assert ran == ["evaluate", "report"]
+    assert ran == ["evaluate", "stress", "report"]
     stages.run(config, tmp_path, "evaluate", force=True)
     assert not (tmp_path / "eval" / "kept").exists()
 
@@ -52,7 +52,7 @@ def test_a_changed_field_runs_what_depends_on_it_and_keeps_the_old(traced, tmp_p
     traced.clear()
     config.experts.lr, before = 2e-4, config.experts.lr
     stages.run_all(config, tmp_path)
-    assert traced == ["experts", "joint", "evaluate", "report"]
+    assert traced == ["experts", "joint", "evaluate", "stress", "report"]
     assert (tmp_path / "joint.previous" / "params").read_text() == "old"
     assert f"config.experts.lr {before} -> 0.0002" in capsys.readouterr().out
 

@@ -51,13 +51,13 @@ def make_channel(number: int, seed: int = 0) -> Channel:
     equaliser = signal.firwin2(257, hz / (SAMPLE_RATE_HZ / 2), 10 ** (gains_db / 20))
     return Channel(
         equaliser=equaliser,
-        room=_room(rng, decay_s=rng.uniform(0.1, 0.35), direct_to_reverberant_db=rng.uniform(8, 20)),
+        room=room_response(rng, decay_s=rng.uniform(0.1, 0.35), direct_to_reverberant_db=rng.uniform(8, 20)),
         noise_tilt=rng.uniform(0, 2),
         snr_db=rng.uniform(26, 46),
     )
 
 
-def _room(rng: np.random.Generator, decay_s: float, direct_to_reverberant_db: float) -> np.ndarray:
+def room_response(rng: np.random.Generator, decay_s: float, direct_to_reverberant_db: float) -> np.ndarray:
     """A direct path and a tail of noise that falls by 60 dB in `decay_s` (Polack's model)."""
     t = np.arange(int(decay_s * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
     tail = rng.standard_normal(len(t)) * 10 ** (-3 * t / decay_s)

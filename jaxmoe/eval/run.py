@@ -10,6 +10,7 @@ What was made with other settings is moved to FOLDER.previous/<key>.
 
 from collections.abc import Iterable, Sequence
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -18,8 +19,10 @@ import shutil
 from typing import Any
 
 from ml_collections import ConfigDict
+import numpy as np
 
 from jaxmoe import mt
+from jaxmoe.data import prepared
 from jaxmoe.eval import systems
 from jaxmoe.eval.systems import Clip, NotRun, Part, System
 
@@ -33,13 +36,21 @@ WITHOUT_EFFECT = {"max_chars", "acknowledge_privacy"}  # on what comes out
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Systems to run on clips; `items` are the clips' rows of metadata, in the same order."""
+    """Systems to run on clips.
+
+    Attributes:
+      folder: WORKDIR/eval, or the folder of another set of clips.
+      items: the clips' rows of metadata, in the same order.
+      source: stands for the clips' sound: another one, and everything is recognised again.
+    """
 
     config: ConfigDict
     workdir: Path
-    folder: Path  # WORKDIR/eval, or the folder of another set of clips
+    folder: Path
     items: Sequence[Row]
     clips: Sequence[Clip]
+    source: str
+    translate: bool = True
 
 
 @dataclasses.dataclass
@@ -50,6 +61,22 @@ class _State:
     about: dict[str, Any]
     found: list[Row]
     translator: mt.Translator | None = None
+
+
+def split_clips(workdir: Path, split: str) -> list[Clip]:
+    """The clips of a split of the prepared corpus, read when they are wanted, in the order of its metadata."""
+    source = prepared.open_split(workdir, split)
+
+    def read(index: int) -> np.ndarray:
+        return source[index]["audio"].astype(np.float32) / 32768.0
+
+    rows = prepared.open_metadata(workdir, split)
+    return [Clip(x["id"], x["text"], x["duration_s"], functools.partial(read, i)) for i, x in enumerate(rows)]
+
+
+def corpus_source(workdir: Path) -> str:
+    """Stands for the sound of the prepared corpus: `prepare` writes the fingerprint of its files."""
+    return hashlib.sha256((workdir / "corpus" / "summary.json").read_bytes()).hexdigest()[:16]
 
 
 def digest(value: object) -> str:
@@ -111,7 +138,7 @@ def _start(job: Job, system: System, translators: dict[Part, mt.Translator | str
     folder = job.folder / system.key
     try:
         recognised = depends_on(job.config, job.workdir, system.recogniser)
-        recognised["items"] = digest([(x["id"], x["text"]) for x in job.items])
+        recognised["clips"] = digest([job.source, [(x["id"], x["text"]) for x in job.items]])
         translator, translated = _translator(job, system, translators)
         settings = {"recognised": recognised, "translated": translated, "table": digest(list(job.items))}
         if _about(folder).get("fingerprint") == digest(settings) and _is_whole(folder):
@@ -135,7 +162,7 @@ def _translator(
 
     A system that recognises does without where there is none. Raises: NotRun where there is nothing else.
     """
-    part = system.translator
+    part = system.translator if job.translate else None
     if part is None:
         return None, None
     settings = depends_on(job.config, job.workdir, part)

@@ -22,8 +22,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--baseline", default="whisper-v2", help="system to compare with (%(default)s)")
     parser.add_argument("--worst", type=int, default=20, help="utterances listed (%(default)s)")
     parser.add_argument("--regime", default="whisper", choices=["whisper", "sap"], help="of WER (%(default)s)")
+    parser.add_argument("--no-audio", dest="audio", action="store_false", help="leaves the recordings out of the page")
     args = parser.parse_args(argv)
-    options = {k: getattr(args, k) for k in ("bootstrap", "baseline", "worst", "regime")}
+    options = {k: getattr(args, k) for k in ("bootstrap", "baseline", "worst", "regime", "audio")}
     runs = {}
     for name, workdir in zip(_names(args.workdir), args.workdir, strict=True):
         try:

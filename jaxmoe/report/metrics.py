@@ -14,16 +14,23 @@ import numpy as np
 
 from jaxmoe.eval import bleu, wer
 from jaxmoe.eval.bootstrap import holm, paired, speaker_index, speaker_sums
-from jaxmoe.report.read import SystemRun, Utterances, read_evaluation, read_json
-from jaxmoe.report.routing import routing
+from jaxmoe.eval.matched_pairs import matched_pairs
+from jaxmoe.report.errors import bins, lost_sounds, most_confused
+from jaxmoe.report.faults import refuse_leaks, warnings
+from jaxmoe.report.read import SystemRun, Utterances, read_evaluation, read_json, read_jsonl
+from jaxmoe.report.routing import leading_expert, routing
 from jaxmoe.report.scores import Scores, score_systems
+from jaxmoe.report.stress import SMALL_GROUP, stress
 
 # Second comparisons beside those with the baseline: what an addition brings over what it was added to.
 PAIRS = (("moe", "lora"), ("moe-custom-mt", "moe"), ("moe-risk", "moe"), ("salmonn-tuned", "salmonn"))
-GROUPS = ("etiology", "severity", "prompt", "sex", "language", "source", "channel", "length")
+GROUPS = (
+    *("etiology", "severity", "prompt", "sex", "language", "source", "channel", "length", "level", "snr"),
+    *("expert", "speaker"),
+)
+MOST_VALUES = 40  # of a dimension: a hundred speakers are no table
 ALWAYS = ("etiology", "severity", "prompt")  # kept even when every utterance has the same value
-SMALL_GROUP = 5  # speakers: below it an interval over speakers says little, and the page marks the group
-LENGTHS = ((5.0, "under 5 s"), (10.0, "5 to 10 s"), (30.0, "10 to 30 s"), (math.inf, "over 30 s"))
+LENGTHS_S, LEVELS_DBFS, SNRS_DB = (5.0, 10.0, 30.0), (-35.0, -25.0), (10.0, 20.0, 30.0)
 
 
 def build(
@@ -43,10 +50,11 @@ def build(
     """
     if regime not in wer.REGIMES:
         raise ValueError(f"config.report.regime={regime!r}; expected one of {sorted(wer.REGIMES)}.")
-    utterances, runs = read_evaluation(workdir)
+    utterances, runs = read_evaluation(workdir / "eval")
+    refuse_leaks(workdir, utterances)
     scored = score_systems(utterances, runs, regime)
     index, speakers = speaker_index(utterances["speaker"])
-    groups = group_values(utterances)
+    groups = group_values(utterances, _sound(workdir), leading_expert(runs))
     drawing = {"draws": bootstrap, "seed": seed}
     systems = [_system(run, scored.get(run.key), utterances, groups, index, speakers, drawing) for run in runs]
     focus = _focus(runs)
@@ -57,8 +65,11 @@ def build(
             "differences": _differences(runs, scored, index, speakers, baseline, drawing),
             "clusters": _clusters(workdir),
             "routing": routing(utterances, runs),
+            "stress": stress(workdir, utterances, runs, scored, baseline, regime, drawing),
+            "errors": _errors(utterances, runs, scored, (focus, baseline)),
             "corpus": _corpus(utterances, speakers),
             "worst": _worst(utterances, runs, scored, focus, baseline, worst),
+            "warnings": warnings(runs, groups),
             "focus": focus,
             "baseline": baseline,
             "regime": regime,
@@ -80,22 +91,47 @@ def _finite(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def group_values(utterances: Utterances) -> dict[str, np.ndarray]:
+def _sound(workdir: Path) -> dict[str, dict[str, Any]]:
+    """id -> estimated level and signal-to-noise ratio, where `evaluate` has written them."""
+    path = workdir / "eval" / "sound.jsonl"
+    return {row["id"]: row for _, row in read_jsonl(path)} if path.is_file() else {}
+
+
+def group_values(
+    utterances: Utterances, sound: dict[str, dict[str, Any]], experts: list[str] | None
+) -> dict[str, np.ndarray]:
     """Each dimension of GROUPS that tells utterances apart: its value for every utterance, [U] of str."""
     columns: dict[str, Sequence[str]] = {
-        name: utterances[name] for name in ("etiology", "severity", "sex", "language", "channel")
+        name: utterances[name] for name in ("etiology", "severity", "sex", "language", "channel", "speaker")
     }
     columns["source"] = ["simulated" if simulated else "recorded" for simulated in utterances["simulated"]]
     columns["prompt"] = ["seen" if seen else "unseen" for seen in utterances["prompt_seen"]]
-    columns["length"] = [
-        next(name for limit, name in LENGTHS if duration <= limit) for duration in utterances["duration_s"]
-    ]
+    columns["length"] = bins(utterances["duration_s"], LENGTHS_S, "s").tolist()
+    measured = [sound.get(id_, {}) for id_ in utterances.ids]
+    columns["level"] = bins([m.get("level_dbfs") for m in measured], LEVELS_DBFS, "dBFS").tolist()
+    columns["snr"] = bins([m.get("snr_db") for m in measured], SNRS_DB, "dB").tolist()
+    columns["expert"] = experts or [""] * len(utterances)
     out = {}
     for name in GROUPS:
         values = np.array([v or "unknown" for v in columns[name]], dtype=object)
-        if name in ALWAYS or len(set(values)) > 1:
+        if name in ALWAYS or 1 < len(set(values)) <= MOST_VALUES:
             out[name] = values
     return out
+
+
+def _errors(
+    utterances: Utterances, runs: list[SystemRun], scored: dict[str, Scores], keys: Sequence[str]
+) -> dict[str, Any]:
+    """Sounds lost in substituted words, and the words most often confused, of the systems `keys` that transcribe."""
+    by_key = {run.key: run for run in runs}
+    return {
+        key: {
+            "lost_sounds": lost_sounds(utterances["reference"], by_key[key].hypotheses),
+            "confused": most_confused(utterances["reference"], by_key[key].hypotheses),
+        }
+        for key in dict.fromkeys(keys)
+        if key in scored and scored[key].counts is not None
+    }
 
 
 def _system(
@@ -187,6 +223,9 @@ def _differences(
     """Paired differences (system minus other), with p values also corrected for their number per metric."""
     pairs = [(r.key, baseline) for r in runs if r.was_run and r.key != baseline]
     pairs += [pair for pair in PAIRS if pair[1] != baseline]
+    # What recognition costs the translation: the same translator on the reference transcripts.
+    given = {r.mt: r.key for r in reversed(runs) if r.was_run and r.kind == "mt"}
+    pairs += [(r.key, given[r.mt]) for r in runs if r.was_run and r.kind == "asr+mt" and r.mt in given]
     out: list[dict[str, Any]] = []
     for key, other in pairs:
         if key not in scored or other not in scored:
@@ -204,12 +243,14 @@ def _differences(
                 **drawing,
             )
             entry[metric] = {"difference": found.difference, "ci95": found.ci95, "p": found.p}
+            if metric == "wer":
+                entry[metric]["p_matched"] = matched_pairs(first[:, 0], second[:, 0])
         if entry["wer"] or entry["bleu"]:
             out.append(entry)
-    for metric in ("wer", "bleu"):
-        tested = [e[metric] for e in out if e[metric] and e[metric]["p"] is not None]
-        for figures, p in zip(tested, holm([f["p"] for f in tested]), strict=True):
-            figures["p_holm"] = p
+    for metric, name in (("wer", "p"), ("bleu", "p"), ("wer", "p_matched")):
+        tested = [e[metric] for e in out if e[metric] and e[metric][name] is not None]
+        for figures, p in zip(tested, holm([f[name] for f in tested]), strict=True):
+            figures[f"{name}_holm"] = p
     return out
 
 
@@ -285,6 +326,7 @@ def conventions(regime: str, draws: int) -> dict[str, str]:
         "chrf": bleu.chrf_signature(),
         "ci95": f"bootstrap over speakers, {draws} draws, 95 % percentile interval; differences are paired",
         "p": "two-sided, from the same draws; p_holm is corrected for the number of comparisons (Holm)",
+        "p_matched": "matched-pairs test over utterances (Gillick & Cox 1989), two-sided; takes them for independent",
     }
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 from rapidfuzz.distance import Levenshtein
 
 from jaxmoe.report import plots, summary
-from jaxmoe.report.metrics import SMALL_GROUP
+from jaxmoe.report.stress import SMALL_GROUP
 
 DIMENSIONS = {
     "etiology": "Etiology",
@@ -22,12 +22,19 @@ DIMENSIONS = {
     "source": "Simulated or recorded",
     "channel": "Recording channel",
     "length": "Length of the recording",
+    "level": "Loudness",
+    "snr": "Speech over background noise (estimated)",
+    "expert": "Leading expert",
+    "speaker": "Speaker",
 }
 MISSING = "\u2013"  # en dash: not measured
 
 
-def render(metrics: dict[str, Any], workdir: Path) -> str:
-    """The page as HTML text. Every number in it is a `<data>` element that names its place in metrics.json."""
+def render(metrics: dict[str, Any], workdir: Path, players: dict[str, str] | None = None) -> str:
+    """The page as HTML text. Every number in it is a `<data>` element that names its place in metrics.json.
+
+    players: sound of utterances by id, as data: URLs.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -68,6 +75,8 @@ def render(metrics: dict[str, Any], workdir: Path) -> str:
         other_regime=next((r for r in systems[focus]["regimes"] if r != metrics["regime"]), None),
         maps=[_safe(m) for m in plots.cluster_maps(workdir)],
         curves=[_safe(c) for c in plots.training_curves(workdir)],
+        noise_curves=[_safe(c) for c in plots.noise_curves(metrics["stress"], {s["key"]: s["name"] for s in systems})],
+        players=players or {},
     )
 
 

@@ -180,3 +180,35 @@ def training_curves(workdir: Path) -> list[dict[str, str]]:
         )
         out.append({"title": phase, "picture": _svg(figure, f"curve-{phase}", alt)})
     return out
+
+
+def noise_curves(stress: dict[str, Any], names: dict[str, str]) -> list[dict[str, str]]:
+    """WER over the noise's level, one picture a noise, a line a system: [{"title", "picture"}]."""
+    if isinstance(stress["noise"], str):
+        return []
+    curves = stress["noise"]["curves"]
+    noises = list(dict.fromkeys(noise for systems in curves.values() for noise in systems))
+    top = max((p["wer"] or 0.0 for systems in curves.values() for line in systems.values() for p in line), default=1.0)
+    out = []
+    for noise in noises:
+        figure = _figure(4.2, 3.2)
+        axes = figure.subplots()
+        for number, (key, systems) in enumerate(curves.items()):
+            line = [p for p in systems.get(noise, []) if p["wer"] is not None]
+            levels = ["clean" if p["snr_db"] is None else f"{p['snr_db']:g} dB" for p in line]
+            colour, marker = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
+            rates = [p["wer"] for p in line]
+            axes.plot(levels, rates, label=key, color=colour, marker=marker, markersize=5, linewidth=1.6)
+            bounds = [p["ci95"] or (p["wer"], p["wer"]) for p in line]
+            low, high = ([pair[side] for pair in bounds] for side in (0, 1))
+            axes.fill_between(levels, low, high, color=colour, alpha=0.1, linewidth=0)
+        axes.set_ylim(0, 1.1 * max(top, 1.0))
+        axes.set_ylabel("WER")
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        ends = "; ".join(
+            f"{names[k]}: {s[noise][0]['wer']:.0f} clean, {s[noise][-1]['wer']:.0f} at worst"
+            for k, s in curves.items()
+            if noise in s
+        )
+        out.append({"title": noise, "picture": _svg(figure, f"noise-{noise}", f"WER under {noise}. {ends}")})
+    return out

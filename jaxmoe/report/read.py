@@ -235,14 +235,13 @@ def _check_own(file: _File, about: dict[str, Any]) -> None:
                 )
 
 
-def read_evaluation(workdir: Path) -> tuple[Utterances, list[SystemRun]]:
-    """Every system of the table, run or not, over one set of utterances.
+def read_evaluation(folder: Path) -> tuple[Utterances, list[SystemRun]]:
+    """Every system of the table, run or not, over the one set of utterances in `folder` (WORKDIR/eval, say).
 
     Order: the table's, then systems that it does not know, by key.
     Raises: ValueError naming file and line of duplicate ids, cut lines, fields missing, utterances that not all
     systems cover, and references on which systems disagree. FileNotFoundError when nothing was evaluated.
     """
-    folder = workdir / "eval"
     present = {p.name: p for p in sorted(folder.iterdir()) if p.is_dir()} if folder.is_dir() else {}
     described = {key: _describe(path) for key, path in present.items()}
     files: dict[str, _File] = {}

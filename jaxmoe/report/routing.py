@@ -13,11 +13,9 @@ def routing(utterances: Utterances, runs: list[SystemRun]) -> dict[str, Any] | N
     usage: top-1 share; effective_experts: exp of the entropy of the mean gate; mean_entropy: of each utterance's
     gate, nats; ami: adjusted mutual information of the top-1 expert. None when no system has gates.
     """
-    gated = [run for run in runs if run.gates is not None]
-    if not gated:
+    run = _gated(runs)
+    if run is None or run.gates is None:
         return None
-    run = next((r for r in gated if r.key == "moe"), gated[0])
-    assert run.gates is not None  # chosen for having them
     known = np.isfinite(run.gates).all(axis=1)
     gates = run.gates[known]
     experts = gates.shape[1]
@@ -45,6 +43,20 @@ def routing(utterances: Utterances, runs: list[SystemRun]) -> dict[str, Any] | N
             for value in sorted(set(etiology))
         },
     }
+
+
+def _gated(runs: list[SystemRun]) -> SystemRun | None:
+    """`moe`, else the first system with gates."""
+    gated = [run for run in runs if run.gates is not None]
+    return next((r for r in gated if r.key == "moe"), gated[0] if gated else None)
+
+
+def leading_expert(runs: list[SystemRun]) -> list[str] | None:
+    """The expert with the largest gate of each utterance, "" where it has no gates; None without such a system."""
+    run = _gated(runs)
+    if run is None or run.gates is None:
+        return None
+    return [f"expert {row.argmax()}" if np.isfinite(row).all() else "" for row in run.gates]
 
 
 def entropy(p: np.ndarray) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Per-utterance statistics of every system and the scores of any subset of its utterances."""
 
+from collections.abc import Sequence
 import dataclasses
 
 import numpy as np
@@ -45,11 +46,16 @@ class Scores:
         return out
 
     def intervals(
-        self, chosen: np.ndarray, index: np.ndarray, speakers: int, drawing: dict[str, int]
+        self,
+        chosen: np.ndarray,
+        index: np.ndarray,
+        speakers: int,
+        drawing: dict[str, int],
+        metrics: Sequence[str] = ("wer", "bleu"),
     ) -> dict[str, tuple[float, float] | None]:
-        """95 % intervals of WER and BLEU over the speakers of the chosen utterances."""
+        """95 % intervals of these metrics over the speakers of the chosen utterances."""
         out: dict[str, tuple[float, float] | None] = {}
-        for metric in ("wer", "bleu"):
+        for metric in metrics:
             statistics = self.statistics(metric)
             if statistics is None:
                 out[metric] = None

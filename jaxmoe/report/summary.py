@@ -38,6 +38,7 @@ def sentences(metrics: dict[str, Any]) -> list[str]:
         out.extend(_group_sentences(focus))
     if focus and focus["bleu"] is not None:
         out.append(_bleu_sentence(metrics, focus))
+    out.extend(stress_sentences(metrics))
     if metrics["routing"]:
         out.append(_routing_sentence(metrics["routing"]))
     if metrics["clusters"]:
@@ -139,3 +140,39 @@ def _cluster_sentence(clusters: dict[str, Any]) -> str:
         return text + "."
     leading = max(ami, key=lambda k: ami[k])
     return text + f"; they agree most with {leading} (AMI {ami[leading]:.2f}; 0 is chance, 1 is equal)."
+
+
+def stress_sentences(metrics: dict[str, Any]) -> list[str]:
+    """What the three stress tests say of the focus system: ordinary speech, noise, silence, accents."""
+    stress, key = metrics["stress"], metrics["focus"]
+    out = []
+    for group in stress["groups"]:
+        found = group["systems"].get(key)
+        if found and "difference" in found and (group["group"] == "controls" or group["set"] == "recordings"):
+            out.append(_group_cost(group, found, stress["target"]))
+    if not isinstance(stress["noise"], str):
+        lines = stress["noise"]["curves"].get(key, {})
+        ends = [(line[-1], noise) for noise, line in lines.items()]
+        worst = max(ends, key=lambda end: end[0]["wer"] or 0.0, default=None)
+        if worst:
+            clean = lines[worst[1]][0]["wer"]
+            out.append(
+                f"Noise hurts most as {worst[1]} at {worst[0]['snr_db']:g} dB: {clean:.1f} of 100 words are wrong in"
+                f" clean recordings, {worst[0]['wer']:.1f} there."
+            )
+        heard = stress["silence"].get(key)
+        if heard:
+            out.append(f"On {heard['clips']} recordings without speech it writes text in {heard['with_text']}.")
+    return out
+
+
+def _group_cost(group: dict[str, Any], found: dict[str, Any], target: float) -> str:
+    controls = group["group"] == "controls"
+    who = "people without a disorder" if controls else f"the recordings \u201c{group['group']}\u201d"
+    verdict = {
+        "met": f"the target of at most {target} points more is met",
+        "missed": f"the target of at most {target} points more is missed",
+        "open": f"too few to say whether the target of at most {target} points more is met",
+    }[found["target"]]
+    cost = change(found["difference"], "errors per 100 words")
+    return f"For {who} ({group['speakers']} speakers), the change by adaptation is {cost}; {verdict}."

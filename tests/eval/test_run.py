@@ -1,6 +1,7 @@
 """Systems are run once, again when something they depend on changes, and alone."""
 
 from collections.abc import Iterator
+import dataclasses
 import json
 
 from ml_collections import ConfigDict
@@ -61,7 +62,7 @@ def job(tmp_path, monkeypatch):
     items = [dict.fromkeys(run.FIELDS, "") | {"id": f"u{n}", "text": f"text {n}"} for n in range(3)]
     items = [x | {"translation": "Text", "translation_origin": "corpus"} for x in items]
     clips = [Clip(x["id"], x["text"], 1.0, lambda: None) for x in items]
-    return run.Job(config, tmp_path, tmp_path / "eval", items, clips)
+    return run.Job(config, tmp_path, tmp_path / "eval", items, clips, "sound")
 
 
 def everything(job):
@@ -139,6 +140,18 @@ def test_transcripts_of_other_settings_are_never_continued(job):
     everything(job)
     assert CALLS[0] == "a.x 3"
     assert {x["hypothesis"][-1] for x in lines(job, "one")} == {"7"}
+
+
+def test_other_sound_is_recognised_again(job):
+    everything(job)
+    CALLS.clear()
+    everything(dataclasses.replace(job, source="other"))
+    assert CALLS[:2] == ["a.x 3", "a.y 3"]
+
+
+def test_a_job_may_leave_translation_out(job):
+    run.evaluate(dataclasses.replace(job, translate=False), ["one"])
+    assert CALLS == ["a.x 3"] and lines(job, "one")[0]["translation"] == ""
 
 
 def test_damaged_hypotheses_are_made_again(job):

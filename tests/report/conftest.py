@@ -117,12 +117,38 @@ def write_run(workdir: Path, speakers: int = 24, per_speaker: int = 10, experts:
             "utterances": len(rows),
         }
         (workdir / "eval" / key / "system.json").write_text(json.dumps(about))
+    _write_stress(workdir, rng, utterances)
     _write_clusters(workdir, rng, utterances)
     _write_training(workdir, rng, experts)
     (workdir / "config.json").write_text(
         json.dumps({"config": {"seed": seed}, "versions": {"jax": "0.0"}, "git_commit": "0" * 40, "device": "cpu"})
     )
     return workdir
+
+
+def _write_stress(workdir: Path, rng: np.random.Generator, utterances: list[dict[str, Any]]) -> None:
+    """Six utterances under babble, silence on which whisper-v2 invents text, and recordings of two accents."""
+    own = {"translation": "", "flags": [], "gates": None, "cluster": None}
+    nothing = {"translation_reference": "", "translation_origin": ""}
+    for key, share in (("whisper-v2", 0.32), ("moe", 0.15)):
+        noisy, spoken = [], []
+        for row in utterances[::40]:
+            for condition, worse in (("clean", 1.0), ("babble 10 dB", 1.5), ("babble 0 dB", 3.0)):
+                hypothesis = _spoil(rng, row["reference"], share * worse)
+                known = {"id": f"{row['id']}@{condition}", "channel": condition, "hypothesis": hypothesis}
+                noisy.append(row | nothing | own | known)
+        silent = utterances[0] | nothing | own | {"reference": "", "channel": "silence", "speaker": "nobody"}
+        text = "thank you" if key == "whisper-v2" else ""
+        noisy += [silent | {"id": f"silence-{n}", "hypothesis": text if n else ""} for n in range(4)]
+        for n, row in enumerate(utterances[:60]):
+            accent = ("Welsh", "Mandarin")[n // 10 % 2]
+            hypothesis = _spoil(rng, row["reference"], 0.05 if accent == "Welsh" else share)
+            spoken.append(row | nothing | own | {"language": accent, "hypothesis": hypothesis, "etiology": "unknown"})
+        for name, rows in (("noise", noisy), ("recordings", spoken)):
+            folder = workdir / "stress" / name / key
+            write_jsonl(folder / "hypotheses.jsonl", rows)
+            about = {"key": key, "name": key, "kind": "asr+mt", "status": "run", "mt": None, "utterances": len(rows)}
+            (folder / "system.json").write_text(json.dumps(about))
 
 
 def _write_clusters(workdir: Path, rng: np.random.Generator, utterances: list[dict[str, Any]]) -> None:

@@ -157,7 +157,7 @@ def test_words_of_the_summary_follow_the_figures(run: Path):
 
 
 def test_phase_writes_and_prints(run: Path, capsys: pytest.CaptureFixture[str]):
-    config = ConfigDict({"report": {"bootstrap": 20, "baseline": "whisper-v2", "worst": 5}})
+    config = ConfigDict({"report": {"bootstrap": 20, "baseline": "whisper-v2", "worst": 5, "audio": True}})
     report.run(config, run)
     out = capsys.readouterr().out
     assert "Whisper v2 (tiny.en) MoE + Synthetic MT" in out and str(run / "report" / "index.html") in out
@@ -173,6 +173,7 @@ def test_page_without_clusters_routing_training_or_moe(run: Path):
     metrics = write_report(run, bootstrap=10)
     assert metrics["routing"] is None and metrics["clusters"] is None
     assert metrics["focus"] == "whisper-v3"
+    assert metrics["stress"]["recordings"] == "run"
     assert "Use of the experts" not in (run / "report" / "index.html").read_text()
 
 
