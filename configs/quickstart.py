@@ -112,6 +112,29 @@ def get_config(variant: str = "full") -> ConfigDict:
             "Write short, plain sentences, as one speaks.",
         ),
     )
+    c.mt_tuning = dict(  # phase mt: one LoRA on the local translator
+        steps=0,  # 0 leaves the phase out: the 1.5B takes hours on two cores
+        pairs="",  # a file of English<TAB>German lines, trained on beside the corpus's own pairs
+        batch_size=16,
+        lr=2e-4,
+        rank=16,
+        alpha=32.0,
+        max_tokens=64,  # longer pairs are left out
+        patience=2,  # saves without a better validation loss before it stops
+        **(training | dict(save_every=20)),
+    )
+    c.cascade = dict(  # phase cascade
+        steps=0,  # 0 leaves the phase out
+        mode="risk",  # the translator in the loop; "distill": one model that says German (a multilingual one); "both"
+        batch_size=8,
+        lr=1e-4,
+        nbest=4,
+        refresh=10,  # steps between two looks at what the model says now
+        cost="chrf",  # or bleu: 1 - the sentence's score
+        ce=0.1,  # of the transcript's cross-entropy beside the risk
+        teacher="references",  # of distill; or translator
+        **training,
+    )
     c.evaluate = dict(
         temperatures=(0.0, 0.4, 0.8),  # the next is tried where a text loops or is unlikely
         beam_size=1,

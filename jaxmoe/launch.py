@@ -13,6 +13,8 @@ PHASE is one of
   joint      gate, experts and shared path together
   baseline   one LoRA for everybody
   personalize  the mixture adapted to each held-out speaker from a few recordings
+  mt         fine-tunes the local translator (config.mt_tuning.steps > 0)
+  cascade    the mixture with the translator in the loop, or distilled to German (config.cascade.steps > 0)
   salmonn    a language model that hears: connector and LoRA (config.salmonn.steps)
   evaluate   every system of the table on the evaluation split, with German
   stress     the same under noise, on silence, and on other people's recordings

@@ -49,10 +49,12 @@ PHASES: dict[str, Phase] = {
         "personalize", ("joint",), ("personalize", "evaluate.beam_size"), wanted="personalize.shots"
     ),
     "baseline": Phase("baseline", ("embed",), ("baseline", "model"), wanted="baseline.steps"),
+    "mt": Phase("mt", ("prepare", "references"), ("mt_tuning", "mt.model"), wanted="mt_tuning.steps"),
+    "cascade": Phase("cascade", ("joint", "references"), ("cascade", "mt"), wanted="cascade.steps"),
     "salmonn": Phase("salmonn", ("embed", "references"), ("salmonn", "model.dtype"), wanted="salmonn.steps"),
     "evaluate": Phase(
         "eval",
-        ("joint", "baseline", "salmonn", "references", "customize"),
+        ("joint", "baseline", "salmonn", "references", "customize", "mt", "cascade"),
         ("evaluate", "mt", "model.second"),
         incremental=True,
     ),

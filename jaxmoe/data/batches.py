@@ -29,6 +29,7 @@ class Batch(flax.struct.PyTreeNode):
       targets: [B, T], the token after each input token.
       weights: [B, T], 1 where the target counts.
       posterior: [B, E], soft cluster membership by expert; a zero row where it is not known.
+      index: [B], which of the utterances each row is.
     """
 
     embedding: Array
@@ -38,6 +39,7 @@ class Batch(flax.struct.PyTreeNode):
     targets: Array
     weights: Array
     posterior: Array
+    index: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Utterances:
     prompt_length: int  # tokens at the start that are given, not learnt
     posterior: np.ndarray  # [U, E]; zero rows where unknown
     given: bool = False  # whether the posterior is the routing, instead of what a gate makes of the embedding
+    translations: Sequence[str] = ()  # [U] German references
 
     def gate_inputs(self, picked: np.ndarray) -> np.ndarray:
         """What the gate reads of the utterances `picked`: the pooled embedding [B, D], or the posterior [B, E]."""
@@ -162,7 +165,7 @@ def collate(utterances: Utterances, picked: np.ndarray, size: int, token_size: i
         weights[i, u.prompt_length - 1 : n] = 1.0
     embedding = u.gate_inputs(picked).astype(np.float32)
     posterior = u.posterior[picked].astype(np.float32)
-    return Batch(embedding, latents, mask, tokens, targets, weights, posterior)
+    return Batch(embedding, latents, mask, tokens, targets, weights, posterior, np.asarray(picked, np.int32))
 
 
 def iterate(source: Any) -> grain.DatasetIterator:

@@ -1,6 +1,7 @@
 """Transcripts of clips by a bare Whisper or by a run's adapters, a batch at a time."""
 
 from collections.abc import Iterator, Sequence
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,35 @@ def bare(config: ConfigDict, workdir: Path, part: Part, clips: Sequence[Clip]) -
     yield from from_audio(model, clips, _options(config))
 
 
-def adapted(config: ConfigDict, workdir: Path, part: Part, clips: Sequence[Clip]) -> Iterator[list[Row]]:
+def adapted(
+    config: ConfigDict, workdir: Path, part: Part, clips: Sequence[Clip], language: str = "en"
+) -> Iterator[list[Row]]:
     """The backbone with the adapters in WORKDIR/<part.reads[0]>; it reads latents where `embed` has made them."""
     backbone, model = _adapted(config, workdir, part.reads[0])
     embeddings = Embeddings(embeddings_folder(workdir, backbone.name, "evaluation"))
-    options = _options(config)
+    options = dataclasses.replace(_options(config), language=language)
     given = model.mixture.routing == "given"
     posterior = load_posterior(workdir, config.model.num_experts, fitted=False) if given else None
     yield from from_latents(model, embeddings, [c for c in clips if c.id in embeddings.row], options, posterior)
     yield from from_audio(model, [c for c in clips if c.id not in embeddings.row], options)
+
+
+def retrained(config: ConfigDict, workdir: Path, part: Part, clips: Sequence[Clip]) -> Iterator[list[Row]]:
+    """The mixture after cascade's mode `risk`. Raises: NotRun."""
+    yield from adapted(config, workdir, _mode(workdir, part, "risk"), clips)
+
+
+def distilled(config: ConfigDict, workdir: Path, part: Part, clips: Sequence[Clip]) -> Iterator[list[Row]]:
+    """The mixture after cascade's mode `distill`: what it says is German. Raises: NotRun."""
+    for rows in adapted(config, workdir, _mode(workdir, part, "distill"), clips, language="de"):
+        yield [{**row, "hypothesis": "", "translation": row["hypothesis"]} for row in rows]
+
+
+def _mode(workdir: Path, part: Part, mode: str) -> Part:
+    folder = f"{part.reads[0]}/{mode}"
+    if not (workdir / folder / "params").is_dir():
+        raise NotRun(f"--phase=cascade has not been run with config.cascade.mode={mode!r}")
+    return dataclasses.replace(part, reads=(folder, *part.reads[1:]))
 
 
 def _adapted(config: ConfigDict, workdir: Path, phase: str) -> tuple[Backbone, Adapted]:

@@ -63,8 +63,8 @@ V2 = Part(BARE, groups=("model.backbone", *DECODING))  # the first field names t
 V3 = Part(BARE, groups=("model.second", *DECODING))
 LORA = Part(ADAPTED, ("baseline", "embeddings"), DECODING)  # the first folder holds the adapters
 MOE = Part(ADAPTED, ("joint", "embeddings"), DECODING)
-RISK = Part(missing="--phase=cascade is not in this version")
-DISTILLED = Part(missing="the decoder has not been distilled to German")
+RISK = Part("jaxmoe.eval.recognise:retrained", ("cascade", "embeddings"), DECODING)
+DISTILLED = Part("jaxmoe.eval.recognise:distilled", ("cascade", "embeddings"), DECODING)
 HEARING = ("salmonn.llm", "salmonn.beam_size", "salmonn.max_tokens", "evaluate.batch_size")
 SALMONN = Part(  # not the whole group: another learning rate changes nothing here
     "jaxmoe.eval.salmonn:zero_shot",
@@ -80,7 +80,7 @@ TUNED_SALMONN = Part("jaxmoe.eval.salmonn:tuned", ("salmonn", "embeddings"), HEA
 MT = Part("jaxmoe.eval.translators:configured", groups=("mt",), title="MT")
 LOCAL_MT = Part("jaxmoe.eval.translators:local", groups=("mt",), title="local MT")
 CUSTOM_MT = Part("jaxmoe.eval.translators:customised", groups=("mt", "custom"), title="customised MT")
-TUNED_MT = Part(title="fine-tuned local MT", missing="no fine-tuned translator in this run")
+TUNED_MT = Part("jaxmoe.eval.translators:tuned", ("mt",), ("mt",), title="fine-tuned local MT")
 
 
 @dataclasses.dataclass(frozen=True)

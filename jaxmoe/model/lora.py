@@ -11,12 +11,16 @@ is then one pair of GEMMs whatever E is; a one-hot row of gates is one expert, a
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import json
+import os
+from pathlib import Path
 import re
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Bank = dict[str, dict[str, jax.Array]]  # {path: {"a", "b"}}
 Columns = dict[str, dict[str, jax.Array]]
@@ -205,6 +209,48 @@ def merge(params: Mapping[str, Any], columns: Columns, row: jax.Array) -> dict[s
         return leaf + ((target["a"] * row) @ target["b"]).astype(leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(add, dict(params))
+
+
+def save(path: Path, bank: Bank, *, alpha: float, base: str) -> None:
+    """One adapter (a bank of one expert) as a safetensors file that says what it is for: base, the weights' SHA-256."""
+    from safetensors.numpy import save_file
+
+    tensors = {f"{name}/{k}": np.asarray(leaf) for name, ab in bank.items() for k, leaf in ab.items()}
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, {"lora": json.dumps({"alpha": alpha, "base": base})})
+    os.replace(temporary, path)  # whole or not at all
+
+
+def load(path: Path, base: str) -> tuple[Columns, jax.Array]:
+    """What `save` wrote, as columns and their scales [K].
+
+    Raises:
+      ValueError: it is no such file, or for other weights than those of SHA-256 `base`.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "numpy") as file:
+            about = json.loads((file.metadata() or {}).get("lora", "{}"))
+            tensors = {name: jnp.asarray(file.get_tensor(name)) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as adapters ({error}); --phase=mt makes them.") from error
+    if about.get("base") != base:
+        raise ValueError(
+            f"{path} adapts weights of SHA-256 {about.get('base')}, but these have {base}; "
+            "give the model that the adapters were trained on, or train again."
+        )
+    bank: Bank = {}
+    for name, leaf in tensors.items():
+        target, _, side = name.rpartition("/")
+        bank.setdefault(target, {})[side] = leaf
+    return stack(bank, {}), one_scale(bank, about["alpha"])[0]
+
+
+def one_scale(bank: Bank, alpha: float, rows: int = 1) -> jax.Array:
+    """The scales [rows, R] of one adapter alone, alpha / R in every column."""
+    r = rank(bank)
+    return scales(jnp.zeros((rows, 0)), rank=0, shared_rank=r, alpha=0.0, shared_alpha=alpha)
 
 
 def map_experts(fn: Callable[[jax.Array], jax.Array], bank: Bank) -> Bank:

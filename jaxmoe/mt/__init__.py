@@ -75,12 +75,13 @@ def make(
     server_url: str = "",
     cache_path: Path | None = None,
     custom: dict[str, Any] | None = None,
+    adapters: Path | None = None,
 ) -> Translator:
     """The translator that `config.mt` describes, behind the cache in `cache_path` (None: in memory, for this process).
 
-    engine: "local" runs `model`, a name of jaxmoe.weights or a path, on this machine. "deepl" sends texts to DeepL with
-    the key in DEEPL_AUTH_KEY, at most `max_chars` billed characters in the whole cache, with the customisation `custom`
-    of mt.custom; model and batch_size do not concern it.
+    engine: "local" runs `model`, a name of jaxmoe.weights or a path, on this machine, with the `adapters` that phase
+    `mt` trained, if any. "deepl" sends texts to DeepL with the key in DEEPL_AUTH_KEY, at most `max_chars` billed
+    characters in the whole cache, with the customisation `custom` of mt.custom; model and batch_size do not concern it.
     Raises:
         TranslatorUnavailable: "none", no key, privacy notice not acknowledged, or no weights.
         ValueError: an unknown engine or option.
@@ -90,7 +91,7 @@ def make(
     if engine == "local":
         from jaxmoe.mt.local import LocalTranslator
 
-        return CachedTranslator(LocalTranslator(model, batch_size=batch_size), Cache(cache_path))
+        return CachedTranslator(LocalTranslator(model, batch_size, adapters), Cache(cache_path))
     if engine == "deepl":
         from jaxmoe.mt.account import Account
         from jaxmoe.mt.courier import Courier

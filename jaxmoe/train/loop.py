@@ -75,6 +75,8 @@ def fit(
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     select: str = "",
     watch: Callable[[dict[str, Any]], str | None] | None = None,
+    enough: Callable[[], bool] = lambda: False,
+    prepare: Callable[[TrainState, Any], Any] = lambda state, batch: batch,
 ) -> TrainState:
     """Trains up to `steps`, continuing from the latest checkpoint in `folder`, and writes folder/params.
 
@@ -86,6 +88,8 @@ def fit(
       evaluate: params -> figures on validation data, logged beside the losses of steps that are saved.
       select: the figure of `evaluate` by which the parameters with the lowest are kept in folder/best; "" keeps none.
       watch: what is logged -> a warning or None; it is shown and logged too.
+      enough: asked after each save, ends the training before `steps`.
+      prepare: (state, batch) -> what the step reads in the batch's place, on the host.
 
     Raises:
       FloatingPointError: if the loss is not finite, naming the step.
@@ -104,7 +108,7 @@ def fit(
     recent: list[Metrics] = []
     bar = tqdm(total=steps, initial=start, desc=folder.name, unit="step", mininterval=2.0)
     for number in range(start + 1, steps + 1):
-        state, metrics = jitted(state, base, sharding.put_batch(next(batches), mesh))
+        state, metrics = jitted(state, base, sharding.put_batch(prepare(state, next(batches)), mesh))
         bar.update()
         recent.append(metrics)
         if number % log_every == 0 or number == steps:
@@ -113,7 +117,7 @@ def fit(
                 checkpointer.close()
                 raise FloatingPointError(
                     f"{folder.name}: the loss is not finite at step {seen + 1 + _first_bad(recent)}; lower "
-                    f"config.{folder.name}.lr or look at the batch that step read."
+                    "the phase's lr or look at the batch that step read."
                 )
             elapsed = time.perf_counter() - began
             values["steps_per_s"] = (number - seen) / max(elapsed, 1e-9)
@@ -129,6 +133,8 @@ def fit(
             began, seen, recent = time.perf_counter(), number, []
         if number % save_every == 0 or number == steps:
             checkpointer.save(number, state, batches, {"phase": folder.name})
+            if enough():
+                break
     bar.close()
     writer.close()
     checkpointer.close()

@@ -78,32 +78,39 @@ def load_utterances(
     *,
     pretrain: bool = False,
     posterior: dict[str, np.ndarray] | None = None,
+    language: str = "en",
+    said: Callable[[dict[str, Any]], str] = lambda item: item["text"],
 ) -> Utterances:
-    """The utterances of a split that have latents; with `pretrain`, only the pre-training sample of train."""
+    """The utterances of a split that have latents; with `pretrain`, only the pre-training sample of train.
+
+    What the decoder is to say of an item is said(item), in `language`; an utterance of which it is "" is left out.
+    """
     tokenizer = backbone.tokenizer
     embeddings = Embeddings(embeddings_folder(workdir, backbone.name, split))
-    prompt = list(tokenizer.sot_sequence(language="en", task="transcribe", timestamps=False))
+    prompt = list(tokenizer.sot_sequence(language=language, task="transcribe", timestamps=False))
     limit = backbone.model.dims.n_text_ctx
     experts = backbone.model.num_experts
     none = np.zeros(experts, np.float32)
-    rows, tokens, posteriors, too_long = [], [], [], []
-    for item in prepared.open_split(workdir, split):
-        if item["id"] not in embeddings.row or (pretrain and not item["pretrain"]):
+    rows, tokens, posteriors, translations, too_long = [], [], [], [], []
+    for item in prepared.open_metadata(workdir, split):
+        text = said(item).strip()
+        if item["id"] not in embeddings.row or (pretrain and not item["pretrain"]) or not text:
             continue
-        ids = [*prompt, *tokenizer.encode(" " + item["text"].strip()), tokenizer.eot]
+        ids = [*prompt, *tokenizer.encode(" " + text), tokenizer.eot]
         if len(ids) > limit:
             too_long.append(item["id"])
             continue
         rows.append(embeddings.row[item["id"]])
         tokens.append(ids)
         posteriors.append((posterior or {}).get(item["id"], none))
+        translations.append(item["translation"])
     if too_long:
         print(f"{len(too_long)} transcripts exceed {limit} tokens and are left out: {too_long[:5]}")
     if not rows:
         sample = " of the pre-training sample (config.data.pretrain_share)" if pretrain else ""
         raise ValueError(f"{workdir}: no utterances in split {split!r}{sample}.")
     given = backbone.model.routing == "given"
-    return Utterances(embeddings, np.array(rows), tokens, len(prompt), np.stack(posteriors), given)
+    return Utterances(embeddings, np.array(rows), tokens, len(prompt), np.stack(posteriors), given, translations)
 
 
 def make_tx(c: ConfigDict, params: Any, trainable: Sequence[str]) -> optax.GradientTransformation:

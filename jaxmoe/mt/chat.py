@@ -1,0 +1,183 @@
+"""A small instruction-tuned language model as a translator: its prompt, its greedy answer, its loss on a pair.
+
+The prompt's beginning, with a few examples, is read once by the base model; adapters act on the text and the answer
+alone. Fine-tuning therefore starts from the prompted model, and a pair costs its own tokens.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import hashlib
+from pathlib import Path
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxmoe.data.pairs import PairBatch
+from jaxmoe.model import llm, lora
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+INSTRUCTION = "You translate English into German. Answer with the translation only."
+# Written for this project; none occurs, nearly or exactly, in the demo corpus. Their keys and values are computed once,
+# so that ten cost hardly more than three.
+SHOTS = (
+    ("The shop around the corner sells fresh bread.", "Der Laden um die Ecke verkauft frisches Brot."),
+    ("Her brother moved to the coast two years ago.", "Ihr Bruder ist vor zwei Jahren an die Küste gezogen."),
+    ("Why did the machine stop working?", "Warum hat die Maschine aufgehört zu arbeiten?"),
+    ("Remind me to water the plants on Thursday.", "Erinnere mich daran, am Donnerstag die Pflanzen zu gießen."),
+    ("Could you bring me the blue blanket?", "Könnten Sie mir die blaue Decke bringen?"),
+    (
+        "The government has announced new rules for hospitals.",
+        "Die Regierung hat neue Regeln für Krankenhäuser angekündigt.",
+    ),
+    ("My knee has been hurting since the fall.", "Mein Knie tut seit dem Sturz weh."),
+    ("They say it will snow again next week.", "Es heißt, dass es nächste Woche wieder schneit."),
+    ("An old fisherman lived alone at the edge of the forest.", "Ein alter Fischer lebte allein am Rand des Waldes."),
+    ("Play the radio a little louder.", "Mach das Radio ein bisschen lauter."),
+)
+_TURN = "<|im_start|>{role}\n{text}<|im_end|>\n"  # ChatML, the format of Qwen's chat models
+BEFORE = (
+    _TURN.format(role="system", text=INSTRUCTION)
+    + "".join(
+        _TURN.format(role="user", text=english) + _TURN.format(role="assistant", text=german)
+        for english, german in SHOTS
+    )
+    + "<|im_start|>user\n"
+)
+AFTER = "<|im_end|>\n<|im_start|>assistant\n"
+END = "<|im_end|>"
+STOPS = (END, "<|im_start|>", "<|endoftext|>")
+_QUOTES = ('""', "„“", "“”", "«»", "»«", "''", "‚‘")
+
+
+class _Loaded(NamedTuple):
+    model: llm.LanguageModel
+    params: Any
+    prefix: llm.Cache
+    stop: jax.Array
+
+
+class ChatModel:
+    """A GGUF file or a Hugging Face folder of a Qwen2 that was trained on ChatML."""
+
+    longest = 2048  # tokens of a source
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._tokenizer: Tokenizer | None = None
+        self.prompt = hashlib.sha256((BEFORE + "\0" + AFTER).encode()).hexdigest()[:12]
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        """The model's tokenizer; it reads control tokens inside a text as text."""
+        if self._tokenizer is None:
+            self._tokenizer = _read_tokenizer(self._path)
+            self._before = self._tokenizer.encode(BEFORE).ids
+            self._after = self._tokenizer.encode(AFTER).ids
+            self._end = self._tokenizer.encode(END).ids
+            self._tokenizer.encode_special_tokens = True
+        return self._tokenizer
+
+    def source(self, text: str) -> list[int]:
+        """What follows the shared beginning of the prompt."""
+        return self.text(text) + self._after
+
+    def target(self, text: str) -> list[int]:
+        """An answer with the token that ends it."""
+        return self.text(text) + self._end
+
+    def text(self, text: str) -> list[int]:
+        """A text alone."""
+        return self.tokenizer.encode(" ".join(text.split()), add_special_tokens=False).ids
+
+    def limit(self, source: Sequence[int]) -> int:
+        """Most tokens of an answer: twice the source's and ten, so that a repetition ends."""
+        return 2 * (len(source) - len(self._after)) + 10
+
+    def load(self, columns: lora.Columns, scales: jax.Array) -> None:
+        """Reads the weights and merges the adapters into them, where there are any (scales [K])."""
+        # A scan on a CPU copies each layer's weights at every token; accelerators compile it much sooner.
+        scan = jax.default_backend() != "cpu"
+        model, params = self._read(scan)
+        prefix = llm.make_prefix(model, params, jnp.array(self.tokenizer and self._before))
+        params = lora.merge(params, columns if scan else lora.unstack(columns), scales)
+        vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
+        # Byte-level BPE writes a line break as Ċ: only the first line counts.
+        stop = [i for token, i in vocabulary.items() if token in STOPS or token.startswith("Ċ")]
+        self._loaded = _Loaded(model, params, prefix, jnp.array(sorted(stop), jnp.int32))
+
+    def translate(self, tokens: np.ndarray, mask: np.ndarray, limit: np.ndarray, texts: Sequence[str]) -> list[str]:
+        """Greedy answers to sources tokens [B, S], padded on the left; texts, at most B, are what they say."""
+        loaded = self._loaded
+        slots = max(96, 3 * tokens.shape[1] + 10)  # one program decodes all prompts of up to 28 tokens
+        out, number = llm.greedy(
+            loaded.model, loaded.params, tokens, mask, limit, loaded.stop, loaded.prefix, slots=slots
+        )
+        lines = [ids[:n].tolist() for ids, n in zip(np.asarray(out), np.asarray(number), strict=True)]
+        return [clean(self.tokenizer.decode(ids), text) for ids, text in zip(lines, texts, strict=False)]
+
+    def trainable(self) -> tuple[Any, "Logits"]:
+        """The frozen side {"params", "prefix"}, layers stacked, and the logits that fine-tuning needs."""
+        model, params = self._read(scan=True)
+        prefix = llm.make_prefix(model, params, jnp.array(self.tokenizer and self._before))
+        return {"params": params, "prefix": prefix}, Logits(model)
+
+    def _read(self, scan: bool) -> tuple[llm.LanguageModel, Any]:
+        from jaxmoe.model.load import gguf, hf_llm
+
+        load = gguf.load if self._path.suffix == ".gguf" else hf_llm.load
+        dims, params, *_ = load(self._path, stack=scan)
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        if dtype != jnp.float32:
+            params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+        return llm.LanguageModel(dims, scan_layers=scan, dtype=dtype), params
+
+
+@dataclasses.dataclass(frozen=True)
+class Logits:
+    """Teacher-forced logits [B, T, V] of a batch's targets under low-rank columns."""
+
+    model: llm.LanguageModel
+
+    def __call__(self, base: Any, columns: Any, scales: jax.Array, batch: PairBatch) -> jax.Array:
+        size = batch.source.shape[1]
+        tokens = jnp.concatenate([batch.source, batch.targets[:, :-1]], axis=1)  # [B, S + T - 1]
+        mask = jnp.concatenate([batch.source_mask, batch.weights[:, :-1] > 0], axis=1)
+        span = jax.tree.leaves(base["prefix"])[0].shape[-3]
+        positions = span + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        # The vocabulary's GEMM, half of the work otherwise, at the places before a target only.
+        read = jnp.broadcast_to(size - 1 + jnp.arange(batch.targets.shape[1]), batch.targets.shape)
+        logits, _ = self.model.apply(
+            {"params": base["params"], "lora": columns},
+            tokens,
+            positions,
+            mask,
+            scales=scales,
+            prefix=base["prefix"],
+            read=read,
+        )
+        return logits
+
+
+def clean(answer: str, source: str) -> str:
+    """The first line of a model's answer, without the quotation marks that its source lacks."""
+    line = answer.strip().split("\n")[0].strip()
+    for pair in _QUOTES:
+        quoted = len(line) > 1 and line[0] == pair[0] and line[-1] == pair[1]
+        if quoted and not re.match(r"[\"'„“”«»‚‘]", source.strip()) and pair[0] not in line[1:-1]:
+            return line[1:-1].strip()
+    return line
+
+
+def _read_tokenizer(path: Path) -> "Tokenizer":
+    if path.is_file():
+        from jaxmoe.model.load import gguf
+
+        return gguf.tokenizer(gguf.File(path))
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(path / "tokenizer.json"))

@@ -1,0 +1,172 @@
+"""Trains the mixture for its translation: with the translator in the loop (risk), or to say German itself (distill).
+
+Reads   WORKDIR/embeddings, WORKDIR/joint/params; the translator of config.mt
+Writes  WORKDIR/cascade/<mode>/  checkpoints, metrics.jsonl, params
+
+risk     L = E_{y ~ P^}[1 - score(MT(y), reference)] - baseline + ce * CE(transcript), y the N-best of the model as it
+         was at the last refresh, P^ its probabilities of now, renormalised. The translator is a black box behind the
+         cache, so that no text is translated twice.
+distill  L = CE(German | <|de|>): a multilingual decoder learns to answer English speech with German, from the
+         references or from what the translator makes of the transcripts.
+Both keep the joint phase's balance of the gate.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import optax
+
+from jaxmoe import mt
+from jaxmoe.checkpoint import load_params
+from jaxmoe.data import prepared
+from jaxmoe.data.batches import Batch, BatchSource, Utterances, iterate
+from jaxmoe.model.moe import MoEWhisper
+from jaxmoe.train import losses, optimizer, risk
+from jaxmoe.train import state as states
+from jaxmoe.train.loop import StepFn, fit
+from jaxmoe.train.risk import RiskBatch
+from jaxmoe.train.setup import Backbone, load_backbone, load_utterances, make_tx, validation
+from jaxmoe.weights import cache_folder
+
+MODES = {"risk": ("risk",), "distill": ("distill",), "both": ("risk", "distill")}
+
+
+def make_step(model: MoEWhisper, tx: optax.GradientTransformation, *, ce: float, balance: float) -> StepFn:
+    """A step over a RiskBatch (risk + ce * cross-entropy) or a plain Batch (cross-entropy alone)."""
+
+    def loss_fn(params: Any, base: Any, both: RiskBatch | Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        batch = both.batch if isinstance(both, RiskBatch) else both
+        gate_logits = model.gate_logits(params, batch.embedding)  # [B, E]
+        gates = model.gates(gate_logits)
+        logits = model.logits(base, params, batch.latents, batch.tokens, gates, batch.mask)
+        nll = losses.mean_nll(logits, batch.targets, batch.weights)
+        metrics = {"nll": nll, "balance": losses.load_balance(gate_logits), "mean_gate": gates.mean(0)}
+        loss = balance * metrics["balance"]
+        if isinstance(both, RiskBatch):
+            nbest, live = both.nbest, both.nbest.weights.sum(-1) > 0
+            logprob = risk.sequence_logprob(model, base, params, batch, gates, nbest)
+            metrics["risk"] = risk.expected(logprob, nbest.costs, live)
+            metrics["cost"] = (nbest.costs * live).sum() / live.sum()
+            loss += metrics["risk"] + ce * nll
+        else:
+            loss += nll
+        return loss, {"loss": loss, **metrics}
+
+    def step(state: states.TrainState, base: Any, batch: Any) -> tuple[states.TrainState, dict[str, jax.Array]]:
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, base, batch)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        active = metrics["mean_gate"] > 0  # [E], over the global batch
+        params = optimizer.hold_idle(active, params, state.params)
+        opt_state = optimizer.hold_idle(active, opt_state, state.opt_state)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    return step
+
+
+class Lister:
+    """fit's `prepare`: adds N-best lists of the model at its last refresh, translated and judged."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        utterances: Utterances,
+        translate: risk.Translate,
+        *,
+        n: int,
+        refresh: int,
+        metric: str,
+    ) -> None:
+        self.backbone, self.utterances, self.translate = backbone, utterances, translate
+        self.n, self.refresh, self.metric = n, refresh, metric
+        self.prompt = backbone.tokenizer.sot_sequence(language="en", task="transcribe", timestamps=False)
+        self._params: Any = None
+
+    def __call__(self, state: states.TrainState, batch: Batch) -> RiskBatch:
+        if self._params is None or int(state.step) % self.refresh == 0:
+            self._params = jax.tree.map(jnp.copy, state.params)  # the step donates its own
+        b, tokenizer = self.backbone, self.backbone.tokenizer
+        texts = risk.search(b.model, b.base, self._params, batch, tokenizer, self.prompt, self.n)
+        nbest = risk.collate(texts, self.prompt, tokenizer.eot, self.n)
+        references = [self.utterances.translations[i] for i in batch.index]
+        costs = risk.judge(texts, references, tokenizer, self.translate, self.metric, self.n)
+        return RiskBatch(batch, nbest.replace(costs=costs))
+
+
+def translator(config: ConfigDict) -> mt.Translator:
+    """The run's translator, behind the cache shared by all runs."""
+    return mt.make(**dict(config.mt), cache_path=cache_folder() / "translations.sqlite")
+
+
+def _german(config: ConfigDict, workdir: Path, split: str) -> Callable[[dict[str, Any]], str]:
+    """What distillation teaches of an item of a split."""
+    if config.cascade.teacher == "references":
+        return lambda item: item["translation"]
+    if config.cascade.teacher != "translator":
+        raise ValueError(f"config.cascade.teacher={config.cascade.teacher!r}; expected references or translator.")
+    texts = sorted({item["text"] for item in prepared.open_metadata(workdir, split)})
+    german = dict(zip(texts, translator(config).translate(texts), strict=True))
+    return lambda item: german[item["text"]]
+
+
+def check(config: ConfigDict, backbone: Backbone) -> None:
+    """Raises: ValueError: for fields that do not go together."""
+    c = config.cascade
+    if c.mode not in MODES:
+        raise ValueError(f"config.cascade.mode={c.mode!r}; expected one of {', '.join(MODES)}.")
+    if c.cost not in risk.SENTENCE_SCORES:
+        raise ValueError(f"config.cascade.cost={c.cost!r}; expected one of {', '.join(risk.SENTENCE_SCORES)}.")
+    if c.save_every % c.refresh:
+        raise ValueError(
+            f"config.cascade.save_every={c.save_every} is no multiple of refresh={c.refresh}: a run continued between "
+            "two refreshes would not know the model of the last one. Make it a multiple."
+        )
+    if "distill" in MODES[c.mode]:
+        backbone.tokenizer.sot_sequence(language="de")  # an English-only model has no <|de|>
+
+
+def train(config: ConfigDict, workdir: Path, mode: str, backbone: Backbone) -> None:
+    """One mode, from the joint phase's parameters."""
+    c, model = config.cascade, backbone.model
+    like = model.init(jax.random.key(config.seed), backbone.base)
+    params = load_params(workdir / "joint" / "params", like)
+
+    def load(split: str) -> Utterances:
+        german: dict[str, Any] = {}
+        if mode == "distill":
+            german = {"language": "de", "said": _german(config, workdir, split)}
+        return load_utterances(config, workdir, backbone, split, **german)
+
+    said, held_out = load("train"), load("validation")
+    prepare: dict[str, Any] = {}
+    if mode == "risk":
+        if missing := sum(not german for german in said.translations):
+            raise ValueError(f"{missing} of {len(said)} train utterances have no German reference; --phase=references.")
+        fields = {"n": c.nbest, "refresh": c.refresh, "metric": c.cost}
+        prepare["prepare"] = Lister(backbone, said, translator(config).translate, **fields)
+    trainable = [r"gate/.*", r"experts/.*"] + [r"shared/.*"] * bool(model.shared_rank)
+    tx = make_tx(c, params, trainable)
+    fit(
+        make_step(model, tx, ce=c.ce, balance=config.joint.balance),
+        states.create(params, tx, config.seed),
+        backbone.base,
+        iterate(BatchSource(said, batch_size=c.batch_size, steps=c.steps, seed=config.seed)),
+        folder=workdir / "cascade" / mode,
+        steps=c.steps,
+        mesh=backbone.mesh,
+        log_every=c.log_every,
+        save_every=c.save_every,
+        evaluate=validation(model, backbone, held_out, c.batch_size),
+        **prepare,
+    )
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    backbone = load_backbone(config)
+    check(config, backbone)
+    for mode in MODES[config.cascade.mode]:
+        train(config, workdir, mode, backbone)

@@ -1,0 +1,126 @@
+"""Fine-tunes the local translator on sentence pairs: one LoRA, early stopping.
+
+Reads   WORKDIR/corpus (train pairs; validation pairs that are not among them), config.mt_tuning.pairs
+Writes  WORKDIR/mt/  adapters.safetensors (the best by validation), checkpoints, metrics.jsonl, pairs.json
+
+Pairs given beside the corpus's own are left out where their English is a sentence of its evaluation split: what is seen
+in training is what the corpus's train speakers read, and reported as such.
+"""
+
+from collections.abc import Callable, Sequence
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+import optax
+
+from jaxmoe import sharding
+from jaxmoe.data import pairs as pair_data
+from jaxmoe.data.batches import iterate
+from jaxmoe.data.pairs import Encoded, Pair, PairBatch, PairSource
+from jaxmoe.model import lora
+from jaxmoe.mt import local
+from jaxmoe.train import losses
+from jaxmoe.train import state as states
+from jaxmoe.train.early_stopping import EarlyStopping
+from jaxmoe.train.loop import StepFn, fit
+from jaxmoe.train.setup import make_tx
+
+TARGETS = (r"(.*/)?blocks/.*",)  # every linear map of every layer
+Logits = Callable[[Any, Any, jax.Array, PairBatch], jax.Array]
+Loss = Callable[[Any, Any, PairBatch], tuple[jax.Array, jax.Array]]
+
+
+def make_loss(logits: Logits, alpha: float) -> Loss:
+    """(bank, base, batch) -> negative log-likelihood in nats and number of the German tokens of a batch."""
+
+    def loss(bank: Any, base: Any, batch: PairBatch) -> tuple[jax.Array, jax.Array]:
+        columns = lora.nested(lora.stack(bank, {}))
+        scales = lora.one_scale(bank, alpha, len(batch.source))
+        out = logits(base, columns, scales, batch)
+        return losses.utterance_nll(out, batch.targets, batch.weights).sum(), batch.weights.sum()
+
+    return loss
+
+
+def make_step(loss: Loss, tx: optax.GradientTransformation) -> StepFn:
+    def mean(bank: Any, base: Any, batch: PairBatch) -> jax.Array:
+        total, count = loss(bank, base, batch)
+        return total / count
+
+    def step(state: states.TrainState, base: Any, batch: PairBatch) -> tuple[states.TrainState, dict[str, jax.Array]]:
+        value, grads = jax.value_and_grad(mean)(state.params, base, batch)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": value}
+
+    return step
+
+
+def make_validation(loss: Loss, base: Any, pairs: Sequence[Encoded], batch_size: int) -> Callable[[Any], float]:
+    """bank -> nats per German token of `pairs`."""
+    batches, jitted = pair_data.all_batches(pairs, batch_size), jax.jit(loss)
+
+    def validate(bank: Any) -> float:
+        totals = [jax.device_get(jitted(bank, base, batch)) for batch in batches]
+        return float(sum(t for t, _ in totals) / sum(n for _, n in totals))
+
+    return validate
+
+
+def tune(
+    config: ConfigDict,
+    folder: Path,
+    model: str,
+    train: Sequence[Pair],
+    validation: Sequence[Pair],
+) -> Path:
+    """Trains adapters of `model` on pairs as config.mt_tuning says and returns their file in `folder`."""
+    c, path = config.mt_tuning, local.find(model)
+    network = local.open_network(path)
+    base, logits = network.trainable()
+    encoded = [pair_data.encode(p, network.source, network.target, c.max_tokens) for p in (train, validation)]
+    if not all(encoded):
+        raise ValueError(f"config.mt_tuning: {len(train)} pairs to train on, {len(validation)} to validate; need both.")
+    mesh = sharding.make_mesh(**config.mesh)
+    base = jax.device_put(base, sharding.replicated(mesh))
+    shapes = lora.linear_shapes(base["params"], TARGETS)
+    bank = lora.init_bank(jax.random.key(config.seed), shapes, num_experts=1, rank=c.rank)
+    tx, loss, digest = make_tx(c, bank, [r".*"]), make_loss(logits, c.alpha), local.digest(path)
+    keep = lambda bank: lora.save(folder / local.ADAPTERS, jax.device_get(bank), alpha=c.alpha, base=digest)
+    stopping = EarlyStopping(folder, c.patience, make_validation(loss, base, encoded[1], c.batch_size), keep)
+    stopping.begin(bank)
+    if not stopping.enough():
+        fit(
+            make_step(loss, tx),
+            states.create(bank, tx, config.seed),
+            base,
+            iterate(PairSource(encoded[0], batch_size=c.batch_size, steps=c.steps, seed=config.seed)),
+            folder=folder,
+            steps=c.steps,
+            mesh=mesh,
+            log_every=c.log_every,
+            save_every=c.save_every,
+            evaluate=stopping,
+            enough=stopping.enough,
+        )
+    print(f"validation loss {stopping.seen[0]:.3f} -> {min(stopping.seen):.3f} nats per token")
+    return folder / local.ADAPTERS
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    corpus = {split: pair_data.corpus_pairs(workdir, split) for split in ("train", "validation", "evaluation")}
+    train, validation = corpus["train"], pair_data.without(corpus["validation"], corpus["train"])
+    if not validation:
+        train, validation = pair_data.divide(train)
+    more: list[Pair] = []
+    if config.mt_tuning.pairs:
+        given = pair_data.read_tsv(Path(config.mt_tuning.pairs))
+        more = pair_data.without(given, [*corpus["evaluation"], *validation, *train])
+    folder = workdir / "mt"
+    counts = {"corpus": len(train), "given": len(more), "validation": len(validation)}
+    print(", ".join(f"{name} pairs: {count}" for name, count in counts.items()))
+    tune(config, folder, config.mt.model, [*train, *more], validation)
+    (folder / "pairs.json").write_text(json.dumps(counts))

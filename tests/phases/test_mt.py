@@ -1,0 +1,125 @@
+"""Fine-tuning a small language model on pairs: its loss against transformers', what it learns, where it stops."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import quickstart
+from jaxmoe import mt
+from jaxmoe.data import pairs
+from jaxmoe.model import lora
+from jaxmoe.mt import chat, local
+from jaxmoe.phases import mt as phase
+from tests.model import tiny_qwen2
+
+pytest.importorskip("torch")
+PAIRS = [
+    ("The fox is quick.", "Der Fuchs ist schnell."),
+    ("The dog is lazy.", "Der Hund ist faul."),
+    ("Please answer the telephone.", "Bitte geh ans Telefon."),
+    ("It's ringing.", "Es läutet."),
+    ("The dog jumps.", "Der Hund springt."),
+    ("The fox jumps over the dog.", "Der Fuchs springt über den Hund."),
+]
+
+
+@pytest.fixture(autouse=True)
+def short_prompt(monkeypatch):
+    """One example: ten are over a thousand tokens of this tokenizer."""
+    monkeypatch.setattr(chat, "BEFORE", "<|im_start|>user\nDog.<|im_end|>\n<|im_start|>user\n")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+    path = tmp_path_factory.mktemp("mt") / "tiny.gguf"
+    tiny_qwen2.write_gguf(tiny_qwen2.model(), path)
+    return path
+
+
+def make_config(path, **changes):
+    c = quickstart.get_config("smoke").unlock()
+    c.mt.model, c.mesh.data = str(path), 1
+    c.mt_tuning.update(steps=6, batch_size=2, lr=2e-2, rank=4, warmup=1, log_every=1, save_every=2, **changes)
+    return c
+
+
+def test_loss_is_transformers_on_the_german_tokens(path):
+    import torch
+
+    network = local.open_network(path)
+    base, logits = network.trainable()
+    encoded = pairs.encode(PAIRS, network.source, network.target, limit=64)
+    (batch,) = pairs.all_batches(encoded, batch_size=8)
+    shapes = lora.linear_shapes(base["params"], phase.TARGETS)
+    bank = lora.init_bank(jax.random.key(0), shapes, num_experts=1, rank=2)
+    total, count = phase.make_loss(logits, alpha=4.0)(bank, base, batch)
+    made, want, tokens = tiny_qwen2.model(), 0.0, 0
+    for source, target in encoded:
+        ids = torch.tensor([network._before + source + target])
+        labels = torch.where(torch.arange(ids.shape[1]) < ids.shape[1] - len(target), -100, ids)
+        with torch.no_grad():
+            want += made(ids, labels=labels).loss.item() * len(target)
+        tokens += len(target)
+    assert count == tokens
+    np.testing.assert_allclose(total, want, rtol=1e-4)
+
+
+def test_it_learns_and_the_tuned_translator_says_so(path, tmp_path):
+    config = make_config(path, patience=9)
+    file = phase.tune(config, tmp_path, str(path), PAIRS, PAIRS)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert min(x["validation_loss"] for x in lines[1::2]) < json.loads((tmp_path / "untrained.json").read_text()) - 0.5
+    plain, tuned = mt.make("local", str(path)), mt.make("local", str(path), adapters=file)
+    assert tuned.signature != plain.signature and tuned.name.startswith("fine-tuned")
+    texts = [english for english, _ in PAIRS]
+    assert tuned.translate(texts) != plain.translate(texts)
+
+
+def test_killed_and_continued_is_the_same(path, tmp_path, monkeypatch):
+    whole = phase.tune(make_config(path, patience=9), tmp_path / "whole", str(path), PAIRS, PAIRS[:2])
+    real, calls = lora.save, []
+
+    def die(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 3:  # at the second validation
+            raise KeyboardInterrupt
+        real(*args, **kwargs)
+
+    monkeypatch.setattr(lora, "save", die)
+    with pytest.raises(KeyboardInterrupt):
+        phase.tune(make_config(path, patience=9), tmp_path / "parts", str(path), PAIRS, PAIRS[:2])
+    monkeypatch.setattr(lora, "save", real)
+    parts = phase.tune(make_config(path, patience=9), tmp_path / "parts", str(path), PAIRS, PAIRS[:2])
+    assert parts.read_bytes() == whole.read_bytes()
+
+
+def test_it_stops_when_validation_gets_worse_and_keeps_the_best(path, tmp_path):
+    """Validation pairs whose German is another: what training teaches is wrong for them."""
+    shuffled = [(english, german[::-1]) for english, german in PAIRS]
+    config = make_config(path, patience=1)
+    config.mt_tuning.update(steps=40, lr=5e-2)
+    file = phase.tune(config, tmp_path, str(path), PAIRS, shuffled)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    seen = [json.loads((tmp_path / "untrained.json").read_text())]
+    seen += [x["validation_loss"] for x in lines if "validation_loss" in x]
+    assert lines[-1]["step"] < 40 and seen[-1] > min(seen)
+    network = local.open_network(path)
+    base, logits = network.trainable()
+    columns, scales = lora.load(file, local.digest(path))
+    batch = pairs.all_batches(pairs.encode(shuffled, network.source, network.target, 64), 8)[0]
+    out = logits(base, lora.nested(columns), jnp.tile(scales, (8, 1)), batch)
+    logprob = jnp.take_along_axis(jax.nn.log_softmax(out), batch.targets[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(-(logprob * batch.weights).sum() / batch.weights.sum(), min(seen), rtol=1e-4)
+
+
+def test_adapters_of_another_model_are_refused(path, tmp_path):
+    bank = {"blocks/mlp/up": {"a": np.zeros((3, 1, 64, 2), np.float32), "b": np.zeros((3, 1, 2, 96), np.float32)}}
+    lora.save(tmp_path / "a.safetensors", bank, alpha=1.0, base="ab" * 32)
+    with pytest.raises(ValueError, match="train again"):
+        mt.make("local", str(path), adapters=tmp_path / "a.safetensors")
+    (tmp_path / "b.safetensors").write_bytes(b"no adapters")
+    with pytest.raises(ValueError, match="cannot be read as adapters"):
+        mt.make("local", str(path), adapters=tmp_path / "b.safetensors")
