@@ -1,0 +1,132 @@
+"""Hugging Face folders of a Marian model (config.json, *.safetensors, source.spm, target.spm, vocab.json)."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flax.traverse_util import unflatten_dict
+import numpy as np
+
+from jaxmoe.model.marian import ACTIVATIONS, MarianDimensions
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+_ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out_proj"}
+_NORM = {"scale": "weight", "bias": "bias"}
+# Not read: positions are computed; a key's bias adds the same to all scores of a query, which the softmax takes out.
+_LEFT_OUT = ("embed_positions.weight", "k_proj.bias", "embed_tokens.weight", "lm_head.weight")
+
+
+def dimensions(path: Path) -> MarianDimensions:
+    """What a transformers config.json says.
+
+    Raises:
+        ValueError: another architecture, or an option that marian.py does not compute.
+    """
+    c = json.loads(path.read_text("utf-8"))
+    if c.get("model_type") != "marian":
+        raise ValueError(f"{path}: model_type is {c.get('model_type')!r}; expected 'marian'.")
+    pairs = ("attention_heads", "ffn_dim")
+    wrong = [f"encoder_{x} != decoder_{x}" for x in pairs if c[f"encoder_{x}"] != c[f"decoder_{x}"]]
+    wrong += [f"{x}=false" for x in ("share_encoder_decoder_embeddings", "tie_word_embeddings") if not c.get(x, True)]
+    if c["activation_function"] not in ACTIVATIONS:
+        wrong.append(f"activation_function={c['activation_function']!r}")
+    if c.get("decoder_start_token_id", c["pad_token_id"]) != c["pad_token_id"]:
+        wrong.append("decoder_start_token_id is not pad_token_id")
+    if wrong:
+        raise ValueError(f"{path}: {', '.join(wrong)}; only models like opus-mt's are supported.")
+    return MarianDimensions(
+        n_vocab=c["vocab_size"],
+        n_state=c["d_model"],
+        n_head=c["encoder_attention_heads"],
+        n_mlp=c["encoder_ffn_dim"],
+        n_encoder_layer=c["encoder_layers"],
+        n_decoder_layer=c["decoder_layers"],
+        activation=c["activation_function"],
+        scale_embedding=bool(c.get("scale_embedding")),
+        pad=c["pad_token_id"],
+        eos=c["eos_token_id"],
+        n_ctx=c["max_position_embeddings"],
+    )
+
+
+def _names(dims: MarianDimensions) -> dict[str, str]:
+    """Our path -> theirs, {} the layer. Kernels are transposed: torch keeps [out, in]."""
+    names = {"embedding": "model.shared.weight", "final_bias": "final_logits_bias"}
+    for half in ("encoder", "decoder"):
+        ours, theirs = f"{half}/blocks", f"model.{half}.layers.{{}}"
+        attentions = {"attn": "self_attn"} | ({"cross_attn": "encoder_attn"} if half == "decoder" else {})
+        for attn, module in attentions.items():
+            for name, projection in _ATTENTION.items():
+                names[f"{ours}/{attn}/{name}/kernel"] = f"{theirs}.{module}.{projection}.weight"
+                if name != "key":
+                    names[f"{ours}/{attn}/{name}/bias"] = f"{theirs}.{module}.{projection}.bias"
+            for leaf, name in _NORM.items():
+                names[f"{ours}/{attn}_ln/{leaf}"] = f"{theirs}.{module}_layer_norm.{name}"
+        for leaf, name in _NORM.items():
+            names[f"{ours}/mlp_ln/{leaf}"] = f"{theirs}.final_layer_norm.{name}"
+        for name, module in {"mlp1": "fc1", "mlp2": "fc2"}.items():
+            names[f"{ours}/{name}/kernel"] = f"{theirs}.{module}.weight"
+            names[f"{ours}/{name}/bias"] = f"{theirs}.{module}.bias"
+    return names
+
+
+def load(folder: Path) -> tuple[MarianDimensions, dict[str, Any]]:
+    """Dimensions and float32 parameters.
+
+    Raises:
+        ValueError: not a Marian folder, or tensors missing (-) or unexpected (+).
+    """
+    from safetensors import safe_open
+
+    dims = dimensions(folder / "config.json")
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder} holds no *.safetensors; expected the weights of a Marian model there.")
+    opened = [safe_open(file, framework="flax") for file in files]
+    where = {name: file for file in opened for name in file.keys()}
+    layers = {"encoder": dims.n_encoder_layer, "decoder": dims.n_decoder_layer}
+    names = _names(dims)
+    wanted = {n.format(i) for p, n in names.items() for i in range(layers.get(p.split("/")[0], 1))}
+    missing, unexpected = wanted - set(where), {n for n in where if not n.endswith(_LEFT_OUT)} - wanted
+    if missing or unexpected:
+        lines = [f"- {name}" for name in sorted(missing)] + [f"+ {name}" for name in sorted(unexpected)]
+        raise ValueError(f"{folder}: tensors are missing (-) or unexpected (+):\n" + "\n".join(lines))
+
+    def read(path: str, name: str) -> np.ndarray:
+        array = np.asarray(where[name].get_tensor(name), np.float32)
+        return np.ascontiguousarray(array.T) if path.endswith("kernel") else array
+
+    tree = {}
+    for path, name in names.items():
+        half = path.split("/")[0]
+        stack = [read(path, name.format(i)) for i in range(layers.get(half, 1))]
+        tree[tuple(path.split("/"))] = np.stack(stack) if half in layers else stack[0].reshape(-1, *stack[0].shape[1:])
+    tree[("final_bias",)] = tree[("final_bias",)].reshape(-1)
+    return dims, unflatten_dict(tree)
+
+
+def tokenizer(folder: Path, side: str) -> "Tokenizer":
+    """The SentencePiece unigram model `source` or `target` of a folder; its ids are its own, not the model's.
+
+    Raises:
+        ValueError: there is none.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers.utils import sentencepiece_model_pb2_new as sentencepiece
+
+    path = folder / f"{side}.spm"
+    if not path.exists():
+        raise ValueError(f"{path} is missing; a Marian folder holds source.spm, target.spm and vocab.json.")
+    proto: Any = sentencepiece.ModelProto()  # type: ignore[attr-defined]
+    proto.ParseFromString(path.read_bytes())
+    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+    made = Tokenizer(models.Unigram(pieces, proto.trainer_spec.unk_id, byte_fallback=False))
+    steps: list[Any] = [normalizers.Replace("  ", " ")]
+    if proto.normalizer_spec.precompiled_charsmap:
+        steps.insert(0, normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
+    made.normalizer = normalizers.Sequence(steps)
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    made.decoder = decoders.Metaspace()
+    return made
