@@ -28,6 +28,7 @@ GROUPS = (
     *("etiology", "severity", "prompt", "sex", "language", "source", "channel", "length", "level", "snr"),
     *("expert", "speaker"),
 )
+BALANCED = ("etiology", "language", "speaker")  # who is reweighted, so that nobody is drowned by a majority
 MOST_VALUES = 40  # of a dimension: a hundred speakers are no table
 ALWAYS = ("etiology", "severity", "prompt")  # kept even when every utterance has the same value
 LENGTHS_S, LEVELS_DBFS, SNRS_DB = (5.0, 10.0, 30.0), (-35.0, -25.0), (10.0, 20.0, 30.0)
@@ -163,7 +164,14 @@ def _system(
     entry["flags"] = dict(Counter(flag for flags in run.flags for flag in flags).most_common())
     entry["note"] = origin_note(run, utterances)
     entry["by"] = {name: _by_group(scores, values, index, speakers, drawing) for name, values in groups.items()}
+    entry["balanced"] = {name: balanced(entry["by"][name]) for name in BALANCED if name in groups}
     return entry
+
+
+def balanced(groups: dict[str, dict[str, Any]]) -> float | None:
+    """Mean WER of the groups, every group counted equally: a group with few recordings weighs as much as any other."""
+    rates = [figures["wer"] for figures in groups.values()]
+    return None if None in rates or not rates else float(np.mean(rates))
 
 
 def _by_group(

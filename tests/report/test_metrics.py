@@ -67,6 +67,13 @@ def test_groups_partition_and_are_sorted_worst_first(run: Path, metrics: dict):
     assert moe["by"]["severity"]["severe"]["wer"] == pytest.approx(100 * jiwer.wer(*texts))
 
 
+def test_balanced_counts_every_group_alike(metrics: dict):
+    moe = _system(metrics, "moe")
+    groups = moe["by"]["etiology"].values()
+    assert moe["balanced"]["etiology"] == pytest.approx(sum(g["wer"] for g in groups) / len(groups))
+    assert _system(metrics, "mt")["balanced"]["etiology"] is None
+
+
 def test_no_wer_where_it_means_nothing(metrics: dict):
     assert _system(metrics, "mt")["wer"] is None  # it was given the reference
     assert _system(metrics, "moe-distilled")["wer"] is None  # it writes no English
