@@ -146,7 +146,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     )
     c.stress = dict(
         systems=("whisper-v2", "lora", "moe"),  # () leaves the phase out
-        utterances=14,  # of the evaluation split, under each noise; 0 for none
+        utterances=8,  # of the evaluation split, under each noise; 0 for none
         noises=("babble", "reverberation"),  # also white, pink
         snr_db=(10.0, 0.0),
         recordings="",  # table of other people's speech, as config.data.path; groups are in its column `language`
