@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxmoe.report.card import model_card
 from jaxmoe.report.metrics import build
+from jaxmoe.report.model_card import model_card
 from jaxmoe.report.page import render
 from jaxmoe.report.sound import players
 from jaxmoe.report.tables import csv_table, latex_table
