@@ -185,7 +185,7 @@ def resolve(name_or_path: str | Path, progress: bool = True) -> Path:
     """The folder (or, for a local path, the file) that holds these weights, downloaded if need be.
 
     Args:
-      name_or_path: a local path, a name in REGISTRY, or `owner/name` of a Whisper in transformers' format on the hub.
+      name_or_path: a local path, a name in REGISTRY, or `owner/name` of a model in transformers' format on the hub.
       progress: show a bar while downloading.
 
     Raises:
@@ -211,7 +211,7 @@ def _sources(name: str) -> tuple[Source, ...]:
         return REGISTRY[name]
     if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         optional = ("model*.safetensors", "model.safetensors.index.json", "generation_config.json",
-                    "tokenizer*.json", "vocab.json", "merges.txt", "added_tokens.json")  # fmt: skip
+                    "tokenizer*.json", "vocab.json", "merges.txt", "added_tokens.json", "*.spm")  # fmt: skip
         return (Hub(name, ("config.json",), optional),)
     close = difflib.get_close_matches(name, REGISTRY, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""

@@ -15,6 +15,7 @@ from jaxmoe import weights
 from jaxmoe.model import lora
 from jaxmoe.mt import Translation, TranslatorUnavailable
 from jaxmoe.mt.chat import ChatModel
+from jaxmoe.mt.marian import MarianModel
 
 # Prompts are padded to one of these lengths, a batch to _FEW rows or to batch_size: few compilations.
 _LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048)
@@ -121,6 +122,15 @@ def digest(path: Path) -> str:
     return whole.hexdigest()
 
 
-def open_network(path: Path) -> ChatModel:
-    """The model of a file or folder, its weights not read yet."""
-    return ChatModel(path)
+def open_network(path: Path) -> ChatModel | MarianModel:
+    """The model of a file or folder, its weights not read yet.
+
+    Raises:
+        ValueError: a folder of an architecture that there is none for.
+    """
+    if path.is_file():
+        return ChatModel(path)
+    kind = json.loads((path / "config.json").read_text("utf-8")).get("model_type")
+    if kind not in ("qwen2", "marian"):
+        raise ValueError(f"{path}: model_type is {kind!r}; the local translator runs 'marian' and 'qwen2'.")
+    return MarianModel(path) if kind == "marian" else ChatModel(path)

@@ -1,0 +1,112 @@
+"""Phase cascade on a small model: lists, refreshes, resuming, and fields that do not go together."""
+
+import dataclasses
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import quickstart
+from jaxmoe import sharding
+from jaxmoe.data.batches import BatchSource, iterate
+from jaxmoe.phases import cascade
+from jaxmoe.train import loop, optimizer
+from jaxmoe.train import state as states
+from jaxmoe.train.setup import Backbone
+from tests import tiny
+
+
+@dataclasses.dataclass(frozen=True)
+class Letters:
+    """The vocabulary of tests.tiny: 256 letters, then the special tokens."""
+
+    eot: int = 256
+    sot: int = 257
+    no_timestamps: int = 258
+    no_speech: int = 259
+    timestamp_begin: int = 260
+    suppress_tokens: tuple[int, ...] = ()
+    suppress_begin: tuple[int, ...] = ()
+
+    def sot_sequence(self, language="en", task="transcribe", timestamps=False):
+        if language != "en":
+            raise ValueError("English-only")
+        return (self.sot, self.no_timestamps)
+
+    def decode(self, ids):
+        return "".join(chr(ord("a") + i % 26) for i in ids)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory):
+    mesh = sharding.make_mesh(1)
+    utterances = tiny.make_utterances(tmp_path_factory.mktemp("embeddings"))
+    rng = np.random.default_rng(0)
+    german = ["".join(map(chr, rng.integers(97, 123, 12))) for _ in range(len(utterances))]
+    base, model = tiny.make_base(), tiny.make_model()
+    base = jax.device_put(base, sharding.base_shardings(base, mesh))
+    utterances = dataclasses.replace(utterances, translations=german)
+    return Backbone("tiny", mesh, base, model, Letters()), utterances, tiny.make_params(model, base)
+
+
+def lister(setting, translate=lambda texts: [text[::-1] for text in texts]):
+    return cascade.Lister(setting[0], setting[1], translate, n=3, refresh=2, metric="chrf")
+
+
+def test_lists_are_of_the_model_at_its_last_refresh(setting):
+    _, utterances, params = setting
+    batch = BatchSource(utterances, batch_size=4, steps=9, seed=0)[0]
+    lists = lister(setting)
+    other = jax.tree.map(lambda x: -3.0 * x, params)
+    at = lambda step, params: SimpleNamespace(step=jnp.int32(step), params=params)
+    first = lists(at(0, params), batch).nbest
+    assert (first.weights.sum(-1) > 0).all() and first.costs.min() >= 0 and first.costs.max() <= 1
+    assert len({tuple(row) for row in first.targets[0].tolist()}) == 3  # three texts
+    np.testing.assert_array_equal(lists(at(1, other), batch).nbest.targets, first.targets)
+    later = lists(at(2, other), batch).nbest
+    assert later.targets.shape != first.targets.shape or (later.targets != first.targets).any()
+
+
+def test_killed_and_continued_is_the_same(setting, tmp_path):
+    backbone, utterances, params = setting
+
+    def train(folder, steps):
+        tx = optimizer.make_tx(
+            optimizer.label(params, [r".*"]), lr=1e-2, steps=4, warmup=1, weight_decay=0.0, clip_norm=1.0
+        )
+        return loop.fit(
+            cascade.make_step(backbone.model, tx, ce=0.1, balance=0.01),
+            states.create(jax.tree.map(jnp.copy, params), tx, 0),
+            backbone.base,
+            iterate(BatchSource(utterances, batch_size=4, steps=4, seed=0, buckets=1)),
+            folder=folder,
+            steps=steps,
+            mesh=backbone.mesh,
+            log_every=2,
+            save_every=2,
+            prepare=lister(setting),
+        )
+
+    whole = train(tmp_path / "whole", 4)
+    train(tmp_path / "parts", 2)
+    parts = train(tmp_path / "parts", 4)
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("mode", "both", "English-only"),
+        ("mode", "ristk", "expected one of"),
+        ("cost", "wer", "expected one of chrf, bleu"),
+        ("save_every", 7, "no multiple of refresh=10"),
+    ],
+)
+def test_fields_that_do_not_go_together(setting, field, value, message):
+    config = quickstart.get_config().unlock()
+    config.cascade[field] = value
+    with pytest.raises(ValueError, match=message):
+        cascade.check(config, setting[0])
