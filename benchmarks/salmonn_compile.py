@@ -6,7 +6,9 @@ Figures are XLA's own buffer assignment for the chip: arguments and temporaries 
 """
 
 import argparse
+import importlib.util
 import json
+import math
 import os
 import time
 
@@ -104,6 +106,12 @@ def make_decode(model: Salmonn):
     return decode
 
 
+def argument_bytes(tree: object) -> int:
+    """What each device holds of placed shapes."""
+    part = lambda x: math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    return sum(map(part, jax.tree.leaves(tree)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=[*VICUNA], default="7b")
@@ -112,6 +120,9 @@ def main() -> None:
     parser.add_argument("--model", type=int, default=4, help="devices over which the matrices are split")
     parser.add_argument("--batch", type=int, default=8, help="utterances of the global batch")
     args = parser.parse_args()
+    if importlib.util.find_spec("libtpu") is None:
+        print("salmonn_compile: not run, libtpu is not installed; the command above says how")
+        return
     devices = np.asarray(topologies.get_topology_desc(platform="tpu", topology_name=args.topology).devices)
     mesh = Mesh(devices.reshape(-1, args.model), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
     model = make_model(args.size)
@@ -129,6 +140,7 @@ def main() -> None:
         jitted = jax.jit(make_train(model, tx), donate_argnums=0, out_shardings=(whole, whole))
     else:
         state, jitted = place(params, whole), jax.jit(make_decode(model), out_shardings=NamedSharding(mesh, P("data")))
+    print(json.dumps({"argument_gb_by_the_rules": round(argument_bytes((state, base, batch)) / 1e9, 3)}), flush=True)
     start = time.perf_counter()
     lowered = jitted.lower(state, base, batch)
     middle = time.perf_counter()
