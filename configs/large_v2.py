@@ -14,10 +14,16 @@ def get_config() -> ConfigDict:
         corpus="manifest",
         path="",
         pretrain_share=0.2,
+        num_workers=8,
+    )
+    c.quality = dict(  # what is set aside
         min_seconds=0.3,
         max_seconds=600.0,
-        max_clipped=0.1,
-        num_workers=8,
+        max_clipped=0.1,  # share of samples at full scale
+        silence_dbfs=-60.0,  # a peak below it is no speech
+        max_chars_per_second=30.0,  # fast speech has 25
+        min_rate_hz=8000,
+        trim_silence_db=0.0,  # 40 cuts off edges 40 dB below the loudest; 0 leaves recordings as they are
     )
     c.demo = dict(
         train_speakers_per_voice=3,
@@ -27,6 +33,10 @@ def get_config() -> ConfigDict:
         evaluation_utterances=7,
     )
     c.manifest = dict(columns="")  # of a manifest, e.g. "text=transcript,etiology=diagnosis"
+    c.sap = dict(disfluencies=False)  # whether the text to learn keeps "(uh)"
+    c.torgo = dict(microphone="head")  # head, array or both
+    c.uaspeech = dict(microphones="M5")  # M3,M5 or all
+    c.huggingface = dict(columns="")  # as of a manifest; "path" names the audio's
     c.mesh = dict(data=-1, model=1)  # model=2 or more shards the backbone where it does not fit one device
     c.model = dict(
         backbone="large-v2",

@@ -11,13 +11,19 @@ def get_config(variant: str = "full") -> ConfigDict:
     """Fields of a run; --config.group.field=VALUE changes one."""
     c = ConfigDict({"seed": 0})
     c.data = dict(
-        corpus="demo",  # demo or manifest
+        corpus="demo",  # demo, manifest, sap, torgo, uaspeech or huggingface
         path="",  # of the corpus, where it has one
         pretrain_share=0.5,  # of train, for clusters, gate and experts; 0.2 for a corpus of hours rather than minutes
+        num_workers=2,
+    )
+    c.quality = dict(  # what is set aside
         min_seconds=0.3,
         max_seconds=600.0,
         max_clipped=0.1,  # share of samples at full scale
-        num_workers=2,
+        silence_dbfs=-60.0,  # a peak below it is no speech
+        max_chars_per_second=30.0,  # fast speech has 25
+        min_rate_hz=8000,
+        trim_silence_db=0.0,  # 40 cuts off edges 40 dB below the loudest; 0 leaves recordings as they are
     )
     c.demo = dict(  # 132 + 21 + 21 simulated speakers
         train_speakers_per_voice=6,
@@ -27,6 +33,10 @@ def get_config(variant: str = "full") -> ConfigDict:
         evaluation_utterances=7,
     )
     c.manifest = dict(columns="")  # of a manifest, e.g. "text=transcript,etiology=diagnosis"
+    c.sap = dict(disfluencies=False)  # whether the text to learn keeps "(uh)"
+    c.torgo = dict(microphone="head")  # head, array or both
+    c.uaspeech = dict(microphones="M5")  # M3,M5 or all
+    c.huggingface = dict(columns="")  # as of a manifest; "path" names the audio's
     c.mesh = dict(data=-1, model=1)  # devices; data -1 takes all that model leaves
     c.model = dict(
         backbone="tiny.en",

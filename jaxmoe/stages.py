@@ -16,6 +16,8 @@ import shutil
 
 from ml_collections import ConfigDict
 
+from jaxmoe.data.corpora import CORPORA
+
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
@@ -37,7 +39,7 @@ class Phase:
 
 
 PHASES: dict[str, Phase] = {
-    "prepare": Phase("corpus", (), ("seed", "data", "demo", "manifest")),
+    "prepare": Phase("corpus", (), ("seed", "data", "quality", *CORPORA)),
     "references": Phase("references", ("prepare",), ("references", "mt"), wanted="references.engine"),
     "customize": Phase("custom", ("prepare",), ("custom",), wanted="custom.enabled"),
     "embed": Phase("embeddings", ("prepare",), ("model.backbone", "embed")),

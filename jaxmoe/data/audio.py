@@ -1,115 +1,25 @@
-"""Sound files -> mono samples at 16 kHz -> Whisper's log-mel spectrogram.
+"""Mono samples at 16 kHz -> Whisper's log-mel spectrogram.
 
 Shapes: B batch, n samples, M mel bins, N mel frames (n / 160).
 """
 
-from collections.abc import Iterator
 import functools
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-SAMPLE_RATE = 16_000  # Hz
+from jaxmoe.data.sound import SAMPLE_RATE, AudioError, load_audio
+
+__all__ = ["SAMPLE_RATE", "AudioError", "load_audio", "log_mel_spectrogram"]  # sound.py's are at hand here too
+
 N_FFT = 400  # samples, 25 ms
 HOP_LENGTH = 160  # samples, 10 ms
 N_SAMPLES = 480_000  # 30 s, the encoder's window
 N_FRAMES = N_SAMPLES // HOP_LENGTH  # 3000
 SAMPLES_PER_POSITION = 2 * HOP_LENGTH  # 320, of an encoder position
 WINDOWS_S = (4, 6, 8, 10, 12, 15, 20, 30)  # padded lengths of a trimmed context, one compilation each
-
-_BLOCK_S = 10  # seconds decoded at once
-_SUPPORTED = "WAV, FLAC, Ogg, MP3, M4A, WebM and what else libsndfile or FFmpeg decodes"
-
-
-class AudioError(ValueError):
-    """A recording that cannot be used; the message names the file, the fault and the remedy."""
-
-
-def load_audio(path: str | Path) -> np.ndarray:
-    """Samples of a sound file, mono at 16 kHz, float32 [n] (full scale is +-1).
-
-    Channels are averaged. Files are read in blocks: memory is that of the result, however many channels or hertz.
-
-    Raises:
-      AudioError: the file is missing, a folder, empty, not decodable, without samples or not finite.
-    """
-    path = Path(path)
-    if path.is_dir():
-        raise AudioError(f"{path}: found a folder, expected a sound file; name the files in it.")
-    if not path.exists():
-        raise AudioError(f"{path}: no such file; check the name.")
-    if path.stat().st_size == 0:
-        raise AudioError(f"{path}: the file is empty (0 bytes), expected {_SUPPORTED}; copy or record it again.")
-    failures = []
-    for name, blocks in (("libsndfile", _soundfile_blocks), ("FFmpeg", _pyav_blocks)):
-        try:
-            return _resample(path, blocks(path))
-        except _DecoderError as error:
-            failures.append(f"{name}: {error}")
-    raise AudioError(f"{path}: found no sound that can be decoded ({'; '.join(failures)}), expected {_SUPPORTED}.")
-
-
-class _DecoderError(Exception):
-    """One decoder's reason to give up."""
-
-
-Blocks = Iterator[tuple[int, np.ndarray]]  # (sample rate in Hz, float32 [n, channels])
-
-
-def _soundfile_blocks(path: Path) -> Blocks:
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(path) as f:
-            while len(block := f.read(_BLOCK_S * f.samplerate, dtype="float32", always_2d=True)):
-                yield f.samplerate, block
-    except (soundfile.LibsndfileError, TypeError, OSError) as error:  # TypeError: *.raw has no header
-        raise _DecoderError(str(error).rsplit(": ", 1)[-1].rstrip(".")) from error
-
-
-def _pyav_blocks(path: Path) -> Blocks:
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise _DecoderError("the file has no audio stream")
-            to_float = av.AudioResampler(format="fltp")  # of the stream's own rate and channels
-            for frame in container.decode(container.streams.audio[0]):
-                for f in to_float.resample(frame):
-                    yield f.sample_rate, f.to_ndarray().T
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise _DecoderError(str(error).split(":")[0].rstrip(".") or type(error).__name__) from error
-
-
-def _resample(path: Path, blocks: Blocks) -> np.ndarray:
-    """Blocks of any rate -> mono at 16 kHz [n]."""
-    import soxr
-
-    out = bytearray()  # grows in place, where a list of arrays would double the peak at the end
-    stream, rate_of_stream, seconds = None, 0, 0.0
-    for rate, block in blocks:
-        if not np.isfinite(block).all():
-            at = seconds + np.argmin(np.isfinite(block).all(axis=1)) / rate
-            raise AudioError(f"{path}: a sample at {at:.3f} s is NaN or infinite, expected finite; export it again.")
-        if rate_of_stream and rate != rate_of_stream:
-            raise AudioError(
-                f"{path}: the rate changes from {rate_of_stream} to {rate} Hz at {seconds:.1f} s; split the file there."
-            )
-        rate_of_stream, seconds = rate, seconds + len(block) / rate
-        mono = block.mean(axis=1, dtype=np.float32)
-        if rate != SAMPLE_RATE:
-            stream = stream or soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
-            mono = stream.resample_chunk(mono)
-        out += mono.tobytes()
-    if stream:
-        out += stream.resample_chunk(np.zeros(0, np.float32), last=True).tobytes()
-    if not out:
-        raise AudioError(f"{path}: found no samples, expected some speech; record it again.")
-    return np.frombuffer(out, np.float32)
 
 
 def positions(samples: int | np.ndarray) -> Any:

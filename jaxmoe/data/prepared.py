@@ -4,13 +4,9 @@ WORKDIR/corpus/speech/1.0.0/ holds splits train, validation and evaluation. It i
 `tfds.builder_from_directory` reads it anywhere. tfds.features.Audio needs TensorFlow, so audio is int16 bytes.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-import contextlib
-import functools
-import io
+from collections.abc import Iterator, Mapping, Sequence
 import json
 from pathlib import Path
-import shutil
 from typing import Any
 
 import numpy as np
@@ -19,8 +15,8 @@ NAME = "speech"
 VERSION = "1.0.0"
 REFERENCES = "references/references.jsonl"  # in WORKDIR
 STRINGS = (
-    *("id", "speaker", "text", "translation", "translation_origin", "source", "etiology", "severity"),
-    *("prompt", "voice", "channel", "sex", "language"),
+    *("id", "speaker", "text", "transcript", "translation", "translation_origin", "source", "etiology", "severity"),
+    *("prompt", "category", "ratings", "voice", "channel", "sex", "language"),
 )
 BOOLEANS = ("simulated", "pretrain", "prompt_seen")
 
@@ -60,7 +56,7 @@ def open_split(workdir: Path | str, split: str) -> Split:
     import tensorflow_datasets as tfds
 
     folder = Path(workdir) / "corpus" / NAME / VERSION
-    if not folder.exists():
+    if not (folder / "dataset_info.json").exists():  # written last
         raise ValueError(f"{folder}: no prepared corpus; run --phase=prepare with this --workdir first.")
     builder = tfds.builder_from_directory(str(folder))
     if split not in builder.info.splits:
@@ -79,7 +75,7 @@ def open_metadata(workdir: Path | str, split: str) -> list[Row]:
     Raises:
       ValueError: as open_split.
     """
-    path = _metadata_file(Path(workdir) / "corpus", split)
+    path = metadata_file(Path(workdir) / "corpus", split)
     if not path.exists():
         open_split(workdir, split)  # says which of the two is missing
     with open(path, encoding="utf-8") as file:
@@ -101,7 +97,7 @@ def references(workdir: Path | str) -> dict[str, dict[str, str]]:
 def splits(workdir: Path | str) -> list[str]:
     """The splits that `prepare` stored, train first."""
     folder = Path(workdir) / "corpus"
-    return [split for split in ("train", "validation", "evaluation") if _metadata_file(folder, split).exists()]
+    return [split for split in ("train", "validation", "evaluation") if metadata_file(folder, split).exists()]
 
 
 def lengths(workdir: Path | str, split: str) -> np.ndarray:
@@ -109,66 +105,23 @@ def lengths(workdir: Path | str, split: str) -> np.ndarray:
     return np.array([row["samples"] for row in open_metadata(workdir, split)], np.int64)
 
 
-def write(folder: Path, splits: Mapping[str, Iterable[Row]]) -> None:
-    """Stores rows (the fields of Split's) as a TFDS data set in `folder`, one split after the other.
-
-    Beside it, metadata_<split>.jsonl holds the rows without audio, for whoever needs no sound.
-
-    A split's rows are asked for when the one before it is stored. Order on disk is by a hash of the ids, so that it
-    does not depend on the order of the rows.
-    """
-    import tensorflow_datasets as tfds
-
-    tfds.disable_progress_bar()  # prepare shows its own
-    builder = _builder_class()(data_dir=str(folder), file_format="array_record")
-    builder.rows = splits
-    with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads, and there are none
-        builder.download_and_prepare()
-    shutil.rmtree(folder / "downloads", ignore_errors=True)
-    for split in splits:
-        with open(_metadata_file(folder, split), "w", encoding="utf-8") as file:
-            for row in Split(builder.as_data_source(split)):
-                row["samples"] = len(row.pop("audio"))
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-def _metadata_file(folder: Path, split: str) -> Path:
+def metadata_file(folder: Path, split: str) -> Path:
     return folder / f"metadata_{split}.jsonl"
 
 
-@functools.cache  # TFDS registers a builder when its class is made, and only once
-def _builder_class() -> Any:
+def features() -> Any:
+    """The TFDS features of a row."""
     import tensorflow_datasets as tfds
 
-    class Speech(tfds.core.GeneratorBasedBuilder):
-        """Speech with transcripts, translations and what is known of its speakers."""
-
-        VERSION = tfds.core.Version(VERSION)
-        rows: Mapping[str, Iterable[Row]] = {}
-
-        def _info(self) -> Any:
-            f = tfds.features
-            audio = f.Tensor(shape=(None,), dtype=np.int16, encoding=f.Encoding.BYTES)
-            features = {
-                **{name: f.Text() for name in STRINGS},
-                **{name: f.Scalar(dtype=np.bool_) for name in BOOLEANS},
-                "duration_s": f.Scalar(dtype=np.float32),
-                "audio": audio,
-            }
-            return tfds.core.DatasetInfo(
-                builder=self,
-                features=f.FeaturesDict(features),
-                metadata=tfds.core.MetadataDict({"sample_rate_hz": 16000}),
-            )
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            return {name: self._generate_examples(rows) for name, rows in self.rows.items()}
-
-        def _generate_examples(self, rows: Iterable[Row]) -> Iterator[tuple[str, Row]]:
-            for row in rows:
-                yield row["id"], row
-
-    return Speech
+    f = tfds.features
+    return f.FeaturesDict(
+        {
+            **{name: f.Text() for name in STRINGS},
+            **{name: f.Scalar(dtype=np.bool_) for name in BOOLEANS},
+            "duration_s": f.Scalar(dtype=np.float32),
+            "audio": f.Tensor(shape=(None,), dtype=np.int16, encoding=f.Encoding.BYTES),
+        }
+    )
 
 
 def _decode(row: Mapping[str, Any]) -> Row:

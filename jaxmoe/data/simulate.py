@@ -17,9 +17,10 @@ import numpy as np
 import pyworld
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
+from jaxmoe.data.corpora import CONTROL
+
 SAMPLE_RATE_HZ = 16000
 FRAME_S = 0.005
-CONTROL = "control"
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ import re
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
+from jaxmoe.data import markup
+
 # A word that no recogniser writes and that the normaliser leaves alone: it stands for {u:} and {w:N}.
 UNKNOWN = "xunknownx"
 
@@ -75,56 +77,19 @@ def normalize(text: str) -> str:
 
 # --- the `sap` regime: transcript markup ---
 
-_BRACKETS = re.compile(r"\[[^\]]*\]")
-_UNOPENED = re.compile(r"^[^\[\]]*\]")  # "...prompt] said": everything up to the stray bracket
-_BRACES = re.compile(r"\{([^{}]*)\}")
-_PARENTHESES = re.compile(r"\(([^()]*)\)")
-_TAG = re.compile(r"^\s*[A-Za-z]{1,3}\s*:")
-_DIS = re.compile(r"^\s*#\s*dis\b", re.IGNORECASE)
-_SPELLED = re.compile(
-    r"~[A-Za-z](?:\s+~[A-Za-z])+"  # ~T ~V
-    r"|(?<![\w'])[A-Z](?:\s+[A-Z])+(?![\w'])"  # T V
-    r"|(?<![\w'])[A-Za-z](?:\.[A-Za-z])+(?:\.(?!\w)|(?![\w.]))"  # T.V.
-    r"|(?<![\w'])[A-Za-z](?:-[A-Za-z])+(?![\w'])"  # T-V
-)
-
-
-def _brace(match: re.Match[str]) -> str:
-    """`{w:3}` three unknown words, `{u:}` or `{}` one, `{g:word}` and other tags their text."""
-    inside = match.group(1)
-    tag, colon, rest = inside.partition(":")
-    name = tag.strip().lower() if colon else ""
-    if name == "w":
-        number = re.search(r"\d+", rest)
-        return " " + " ".join([UNKNOWN] * int(number.group())) + " " if number else " "
-    if name == "u" or not inside.strip():
-        return f" {UNKNOWN} "
-    return f" {_TAG.sub('', inside)} "
-
-
-def _join_letters(text: str) -> str:
-    """Spelled letters as one word, however they are written: `~T ~V`, `T V`, `T.V.`, `T-V` -> `TV`."""
-    return _SPELLED.sub(lambda m: "".join(re.findall("[A-Za-z]", m.group())), text)
-
-
 def sap_references(transcript: str) -> tuple[str, str]:
     """The two normalised references of a SAP transcript: with and without its (disfluencies).
 
     Words of `(cs: ...)`, said by somebody else, are audible and stay in both, as in the challenge.
     Unknown words appear as `UNKNOWN`.
     """
-    text = transcript.replace("\u2019", "'").replace("\u2018", "'")
-    text = _BRACKETS.sub(" ", _DIS.sub(" ", text))
-    text = _BRACES.sub(_brace, _UNOPENED.sub(" ", text))
-    text = _join_letters(text).replace("~", " ")
-    spoken = _PARENTHESES.sub(lambda m: f" {_TAG.sub('', m.group(1))} ", text)
-    fluent = _PARENTHESES.sub(lambda m: f" {_TAG.sub('', m.group(1))} " if _TAG.match(m.group(1)) else " ", text)
+    spoken, fluent = markup.readings(transcript, UNKNOWN)
     return _sap_normalize(spoken), _sap_normalize(fluent)
 
 
 def sap_hypothesis(text: str) -> str:
     """A hypothesis as `sap` compares it: brackets opened rather than dropped, for they are output too."""
-    return _sap_normalize(_join_letters(text.replace("\u2019", "'").replace("\u2018", "'")))
+    return _sap_normalize(markup.join_letters(markup.straight(text)))
 
 
 def _sap_normalize(text: str) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from jaxmoe.data import noise, prepared
 from jaxmoe.data.audio import SAMPLE_RATE
 from jaxmoe.data.checks import Limits, Rejection, read_checked
-from jaxmoe.data.corpora import CORPORA
+from jaxmoe.data.corpora import manifest, read_file
 from jaxmoe.eval.run import FIELDS, Job, corpus_source, digest, evaluate, split_clips, write_lines
 from jaxmoe.eval.systems import Clip
 
@@ -42,7 +42,7 @@ def run(config: ConfigDict, workdir: Path) -> str:
         source = f"{corpus_source(workdir)} {config.seed}"
         evaluate(Job(config, workdir, folder / "noise", items, clips, source, translate=False), c.systems)
     if c.recordings:
-        items, clips, rejected = table_clips(c.recordings, c.columns, config.data)
+        items, clips, rejected = table_clips(c.recordings, c.columns, config.quality)
         write_lines(folder / "rejected.jsonl", rejected)
         source = digest([(x["path"], *x["stat"]) for x in items])
         evaluate(Job(config, workdir, folder / "recordings", items, clips, source, translate=False), c.systems)
@@ -109,12 +109,12 @@ def _silence(number: int, seed: int) -> np.ndarray:
 def table_clips(path: str, columns: str, limits: ConfigDict) -> tuple[list[Row], list[Clip], list[Row]]:
     """The recordings of a manifest that can be used, and those that cannot with the reason.
 
-    limits: config.data, whose limits hold here as well.
+    limits: config.quality, which holds here as well.
     """
     items, clips, rejected = [], [], []
-    bounds = Limits(limits.min_seconds, limits.max_seconds, limits.max_clipped)
-    for r in CORPORA["manifest"](path=path, seed=0, columns=columns):
-        samples = read_checked(r, bounds)
+    bounds = Limits(**limits)
+    for r in manifest.recordings(path, columns=columns):
+        samples = read_checked("manifest", r, bounds)
         if isinstance(samples, Rejection):
             rejected.append({"id": r.id, "source": r.source, **asdict(samples)})
             continue
@@ -123,5 +123,5 @@ def table_clips(path: str, columns: str, limits: ConfigDict) -> tuple[list[Row],
         known |= {"text": r.text, "prompt_seen": False, "duration_s": seconds, **UNTRANSLATED}
         stat = Path(r.path).stat()
         items.append(known | {"path": r.path, "stat": (stat.st_size, stat.st_mtime_ns)})
-        clips.append(Clip(r.id, r.text, seconds, r.read))
+        clips.append(Clip(r.id, r.text, seconds, functools.partial(read_file, r.path)))
     return items, clips, rejected

@@ -14,6 +14,7 @@ from jaxmoe.eval.systems import Clip, NotRun, Part
 from jaxmoe.model.load.tree import LoadError
 from jaxmoe.phases import salmonn
 from jaxmoe.train.salmonn import open_salmonn
+from tests import stored
 from tests.model import salmonn_golden as golden
 from tests.model import tiny_qwen2
 from tests.model.checkpoints import random_whisper, real_weights
@@ -56,7 +57,7 @@ def run(tmp_path_factory) -> tuple[ConfigDict, object]:
     config.salmonn.update(beam_size=2, max_tokens=3)
     config.evaluate.batch_size = config.mesh.data = config.mesh.model = 2
     workdir = folder / "run"
-    prepared.write(workdir / "corpus", dict(corpus(workdir)))
+    stored.write(workdir / "corpus", dict(corpus(workdir)))
     return config.lock(), workdir
 
 

@@ -9,6 +9,7 @@ import soundfile
 from configs import quickstart
 from jaxmoe.data import prepared
 from jaxmoe.phases import stress
+from tests import stored
 
 
 def item(number, speaker, etiology="ALS"):
@@ -21,7 +22,7 @@ def item(number, speaker, etiology="ALS"):
 @pytest.fixture
 def workdir(tmp_path):
     rows = [item(n, f"s{n % 3}", ("ALS", "stroke", "control")[n % 3]) for n in range(9)]
-    prepared.write(tmp_path / "corpus", {"evaluation": rows})
+    stored.write(tmp_path / "corpus", {"evaluation": rows})
     return tmp_path
 
 
@@ -49,7 +50,7 @@ def test_every_noise_at_every_level_and_silence(workdir):
 def test_a_table_of_recordings_keeps_its_groups_and_sets_aside_what_cannot_be_used(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.sin(np.arange(16000) * 0.1) * 0.5, 16000)
     (tmp_path / "t.csv").write_text("path,words,who\na.wav,hello there,Welsh\nmissing.wav,hello,Welsh\n")
-    limits = quickstart.get_config().data
+    limits = quickstart.get_config().quality
     items, clips, rejected = stress.table_clips(str(tmp_path / "t.csv"), "text=words,language=who", limits)
     assert [(x["language"], x["text"], x["speaker"]) for x in items] == [("Welsh", "hello there", "a.wav")]
     assert len(clips[0].read()) == 16000

@@ -1,18 +1,30 @@
-"""Corpora: each is a function that lists its recordings without reading them.
+"""Corpora: each lists its recordings without reading them.
 
-A corpus takes `path` and `seed` (from config.data and config) and the fields of the configuration's group of its own
-name as keyword arguments, and yields a Recording for each utterance. `prepare` reads, checks and stores them.
+A corpus is a module here with
+
+    recordings(path, seed, **options) -> Iterator[Recording | Refused]
+
+`path` and `seed` come from config.data.path and config.seed, the options from the configuration's group of the corpus's
+name. What the corpus itself finds wrong (a folder without metadata, a file listed twice) it yields as Refused. A module
+whose recordings are not simply sound files also has `read(recording) -> float32 [n]`, mono at 16 kHz. `prepare` does
+the rest: it reads, checks, splits and stores. docs/corpora.md writes a new corpus in thirty lines.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
+import io
 from pathlib import Path
 
 import numpy as np
 
 SPLITS = ("train", "validation", "evaluation")
+
+# One entry a corpus: the module of that name in this folder.
+CORPORA = ("demo", "manifest", "sap", "torgo", "uaspeech", "huggingface")
+
+AUDIO = frozenset(".wav .flac .mp3 .ogg .oga .opus .m4a .mp4 .aac .wma .aif .aiff .amr .webm".split())
+CONTROL = "control"  # the etiology of speakers without a disorder
 
 
 @dataclass(frozen=True)
@@ -22,14 +34,18 @@ class Recording:
     Attributes:
       id: unique in the corpus.
       speaker: who says it; "" where unknown, and the recording then counts as a speaker of its own.
-      text: transcript in English.
-      read: gives the samples, float32 [n] mono at 16 kHz; can be pickled, since `prepare` reads in other processes.
+      text: transcript in English, without markup.
+      path: the file that holds it.
       source: where it comes from, for people: a file, a corpus, or that it is simulated.
-      path: the file `read` reads, if it is one; its header is looked at before it is decoded.
+      how: what the corpus's `read` needs besides the path.
+      transcript: the text as annotated, with its markup; "" if that is the text.
       translation: the transcript in German, "" if there is none.
       translation_origin: who translated: "corpus", or the name of an MT system.
-      etiology, severity, voice, channel, sex, language: what is known of speaker and recording.
+      etiology, severity, voice, channel, sex: what is known of speaker and recording.
+      language: mother tongue, as far as known.
       prompt: names the text read, equal for all who read it; "" stands for the text itself.
+      category: kind of prompt.
+      ratings: listeners' ratings of it, as JSON.
       split: one of SPLITS where the corpus decides, "" to have it drawn by speaker.
       simulated: whether the disorder or the voice is synthetic.
     """
@@ -37,35 +53,64 @@ class Recording:
     id: str
     speaker: str
     text: str
-    read: Callable[[], np.ndarray]
-    source: str
-    path: str = ""
+    path: str
+    source: str = ""
+    how: str = ""
+    transcript: str = ""
     translation: str = ""
     translation_origin: str = ""
     etiology: str = "unknown"
     severity: str = "unknown"
     prompt: str = ""
+    category: str = ""
     voice: str = ""
     channel: str = ""
     sex: str = ""
     language: str = ""
+    ratings: str = ""
     split: str = ""
     simulated: bool = False
 
 
-Corpus = Callable[..., Iterable[Recording]]
+@dataclass(frozen=True)
+class Refused:
+    """What a corpus or a check sets aside: the reason to count by, and the particulars."""
+
+    id: str
+    reason: str
+    detail: str
+    source: str = ""
+    speaker: str = ""
+    etiology: str = "unknown"
 
 
-def read_file(path: str | Path) -> np.ndarray:
-    """Samples of a sound file, float32 [n] mono at 16 kHz."""
-    from jaxmoe.data.audio import load_audio  # imports JAX, which listing a corpus does not need
+def list_corpus(name: str, path: str, seed: int, **options: object) -> Iterator[Recording | Refused]:
+    """What the corpus `name` holds.
 
-    return load_audio(path)
+    Raises:
+      ValueError: no such corpus, or nothing of its layout at `path`.
+    """
+    if name not in CORPORA:
+        raise ValueError(f"config.data.corpus={name!r}, expected one of {', '.join(CORPORA)}.")
+    yield from import_module(f"jaxmoe.data.corpora.{name}").recordings(path=path, seed=seed, **options)
 
 
-def _load(module: str, **kwargs: object) -> Iterable[Recording]:
-    return import_module(f"jaxmoe.data.corpora.{module}").recordings(**kwargs)
+def read(name: str, recording: Recording) -> np.ndarray:
+    """The samples of a recording of the corpus `name`, float32 [n] mono at 16 kHz."""
+    module = import_module(f"jaxmoe.data.corpora.{name}")
+    return module.read(recording) if hasattr(module, "read") else read_file(recording.path)
 
 
-# One line a corpus: jaxmoe/data/corpora/NAME.py with `recordings(path, seed, ...)`.
-CORPORA: dict[str, Corpus] = {name: partial(_load, name) for name in ("demo", "manifest")}
+def read_file(source: str | Path | io.BytesIO) -> np.ndarray:
+    """Samples of a sound file, or of its bytes, float32 [n] mono at 16 kHz."""
+    from jaxmoe.data.sound import load_audio  # imports soxr and FFmpeg, which listing a corpus does not need
+
+    return load_audio(source)
+
+
+def words(value: object) -> str:
+    """A value of a table or a JSON file as text on one line; "" for what is no text or number."""
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
+        return ""
+    text = str(value).encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair, a file cannot
+    return " ".join(text.replace("\0", " ").split())

@@ -11,7 +11,7 @@ so that both held-out splits hold all of them.
 from collections.abc import Iterator
 import csv
 from dataclasses import dataclass
-from functools import partial
+import json
 from pathlib import Path
 import zlib
 
@@ -131,11 +131,14 @@ def sex(voice: str) -> str:
     return {"f": "female", "m": "male"}[voice[1]]
 
 
-def speak(clip: str, etiology: str, severity: str, channel: int, level_dbfs: float, seed: int, key: str) -> np.ndarray:
+def read(recording: Recording) -> np.ndarray:
     """The clip as the speaker says it and the channel hears it, float32 [n] at 16 kHz."""
-    speech = simulate.simulate(read_file(clip), etiology, severity, seed, key)
-    rng = _rng(seed, f"{key}/noise")
-    return channels.make_channel(channel, seed).record(speech, level_dbfs, rng)
+    how = json.loads(recording.how)
+    speech = simulate.simulate(
+        read_file(recording.path), recording.etiology, recording.severity, how["seed"], recording.id
+    )
+    rng = _rng(how["seed"], f"{recording.id}/noise")
+    return channels.make_channel(how["channel"], how["seed"]).record(speech, how["level_dbfs"], rng)
 
 
 def _clips(folder: Path, sentences: dict[str, dict[str, str]]) -> dict[str, list[Path]]:
@@ -166,20 +169,19 @@ def _deal_channels(conditions: list[int], rng: np.random.Generator) -> list[int]
 
 
 def _recording(speaker: Speaker, clip: Path, sentence: dict[str, str], seed: int) -> Recording:
-    key = f"{speaker.id}/{clip.stem}"
     return Recording(
-        id=key,
+        id=f"{speaker.id}/{clip.stem}",
         speaker=speaker.id,
         text=sentence["english"],
-        read=partial(
-            speak, str(clip), speaker.etiology, speaker.severity, speaker.channel, speaker.level_dbfs, seed, key
-        ),
+        path=str(clip),
         source=f"simulated: synthetic voice {speaker.voice} (Kokoro-82M), simulated disorder and channel",
+        how=json.dumps({"channel": speaker.channel, "level_dbfs": speaker.level_dbfs, "seed": seed}),
         translation=sentence["german"],
         translation_origin="corpus",
         etiology=speaker.etiology,
         severity=speaker.severity,
         prompt=clip.stem,
+        category=sentence["category"],
         voice=speaker.voice,
         channel=f"channel-{speaker.channel}",
         sex=sex(speaker.voice),

@@ -10,19 +10,17 @@ In a folder, clip.wav goes with clip.txt beside it, and a subfolder's name is th
 
 from collections.abc import Iterable, Iterator, Mapping
 import csv
-from functools import partial
 import json
 from pathlib import Path
 from typing import Any
 
-from jaxmoe.data.corpora import SPLITS, Recording, read_file
+from jaxmoe.data.corpora import AUDIO, SPLITS, Recording, words
 
 REQUIRED = ("path", "text")
 OPTIONAL = (
     *("id", "speaker", "translation", "translation_origin", "etiology", "severity", "prompt"),
-    *("voice", "channel", "sex", "language", "split", "source"),
+    *("transcript", "category", "voice", "channel", "sex", "language", "split", "source"),
 )
-AUDIO = set(".wav .flac .mp3 .ogg .oga .opus .m4a .mp4 .aac .wma .aif .aiff .amr .webm".split())
 
 
 def recordings(path: str, seed: int = 0, *, columns: str = "") -> Iterator[Recording]:
@@ -42,19 +40,21 @@ def recordings(path: str, seed: int = 0, *, columns: str = "") -> Iterator[Recor
     if place.is_dir():
         yield from _folder(place)
         return
-    theirs = _mapping(columns)
+    theirs = mapping(columns, "manifest")
     for number, row in _rows(place, theirs):
-        yield _recording(place, number, {ours: _text(row.get(theirs[ours])) for ours in theirs})
+        fields = {ours: words(row.get(theirs[ours])) for ours in theirs}
+        fields["path"] = str(row.get(theirs["path"]) or "").strip()  # names may hold double spaces
+        yield _recording(place, number, fields)
 
 
-def _mapping(columns: str) -> dict[str, str]:
-    """The name in the table of each of our columns."""
+def mapping(columns: str, group: str) -> dict[str, str]:
+    """The name in the table of each of our columns, from config.<group>.columns."""
     names = {name: name for name in (*REQUIRED, *OPTIONAL)}
     for pair in filter(None, (part.strip() for part in columns.split(","))):
         ours, equals, theirs = (part.strip() for part in pair.partition("="))
         if not equals or not theirs or ours not in names:
             raise ValueError(
-                f"config.manifest.columns: found {pair!r}, expected OURS=THEIRS with OURS one of {', '.join(names)}."
+                f"config.{group}.columns: found {pair!r}, expected OURS=THEIRS with OURS one of {', '.join(names)}."
             )
         names[ours] = theirs
     return names
@@ -111,7 +111,6 @@ def _recording(table: Path, number: int, row: dict[str, str]) -> Recording:
         **{"speaker": "", **given},
         id=row["id"] or row["path"] or f"line {number}",
         text=row["text"],
-        read=partial(read_file, str(file)),
         path=str(file),
         source=row["source"] or str(file),
     )
@@ -127,12 +126,7 @@ def _folder(folder: Path) -> Iterator[Recording]:
         yield Recording(
             id=file.relative_to(folder).as_posix(),
             speaker="" if file.parent == folder else file.parent.relative_to(folder).as_posix(),
-            text=" ".join(text.split()),
-            read=partial(read_file, str(file)),
+            text=words(text),
             path=str(file),
             source=str(file),
         )
-
-
-def _text(value: object) -> str:
-    return "" if value is None else " ".join(str(value).split())
