@@ -16,6 +16,9 @@ import numpy as np
 from jaxmoe.data.embeddings import Embeddings
 
 Array = Any  # numpy on the host, jax.Array inside a step
+PADDING = 0.12  # of a bucket; batches that hold the last of one bucket and the first of the next add to it
+TOKEN_PADDING = 0.3  # less would cost more compilations than it saves
+MAX_BUCKETS = 12
 
 
 class Batch(flax.struct.PyTreeNode):
@@ -53,6 +56,7 @@ class Utterances:
     posterior: np.ndarray  # [U, E]; zero rows where unknown
     given: bool = False  # whether the posterior is the routing, instead of what a gate makes of the embedding
     translations: Sequence[str] = ()  # [U] German references
+    speakers: Sequence[str] = ()  # [U], whose they are
 
     def gate_inputs(self, picked: np.ndarray) -> np.ndarray:
         """What the gate reads of the utterances `picked`: the pooled embedding [B, D], or the posterior [B, E]."""
@@ -62,14 +66,33 @@ class Utterances:
         return len(self.rows)
 
 
-def _round_up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
+def bucket_sizes(lengths: np.ndarray, multiple: int, padding: float = PADDING, most: int = MAX_BUCKETS) -> np.ndarray:
+    """For each length the padded size of its bucket: the fewest buckets that keep padding under a share of the whole.
 
+    The sizes are the best there are of their number, by dynamic programming over the lengths rounded up to `multiple`.
 
-def bucket_sizes(lengths: np.ndarray, count: int, multiple: int) -> np.ndarray:
-    """For each length the padded size of its bucket: `count` quantiles of the lengths, rounded up to `multiple`."""
-    edges = np.quantile(lengths, np.arange(1, count + 1) / count, method="higher")
-    edges = np.unique([_round_up(int(e), multiple) for e in edges])
+    Args:
+      padding: share of all padded positions that may be padding; met unless it takes more than `most` buckets.
+    """
+    sizes, which = np.unique(-(-lengths // multiple) * multiple, return_inverse=True)
+    count, real = np.bincount(which), lengths.sum()
+    before = np.concatenate([[0], np.cumsum(count)])  # utterances shorter than each size
+    # cost[j]: positions that sizes up to the j-th take in the buckets so far; a bucket (i, j] pads all to sizes[j - 1].
+    take = (before[None, 1:] - before[:-1, None]) * sizes[None, :]  # [i, j - 1]
+    take = np.where(np.arange(len(sizes))[:, None] <= np.arange(len(sizes))[None, :], take, np.inf)
+    cost = np.concatenate([[0.0], np.full(len(sizes), np.inf)])
+    starts: list[np.ndarray] = []
+    for _ in range(min(most, len(sizes))):
+        total = cost[:-1, None] + take  # [i, j - 1]
+        starts.append(total.argmin(0))
+        cost = np.concatenate([[np.inf], total.min(0)])
+        if cost[-1] - real <= padding * cost[-1]:
+            break
+    chosen, j = [], len(sizes)
+    for start in reversed(starts):
+        chosen.append(sizes[j - 1])
+        j = int(start[j - 1])
+    edges = np.array(chosen[::-1])
     return edges[np.searchsorted(edges, lengths)]
 
 
@@ -81,7 +104,7 @@ class BatchSource:
       batch_size: utterances of the global batch.
       steps: how many batches there are.
       seed: of the order; each epoch has its own.
-      buckets: how many padded sizes of latents; each costs one compilation.
+      buckets: at most so many padded sizes of latents, and of tokens for each; each pair costs one compilation.
       latents: whether batches carry latents; without, S is 0 and there is one bucket.
       process: (index, count); it reads every count-th row of a batch. JAX's own by default.
     """
@@ -93,7 +116,7 @@ class BatchSource:
         batch_size: int,
         steps: int,
         seed: int,
-        buckets: int = 3,
+        buckets: int = MAX_BUCKETS,
         latents: bool = True,
         process: tuple[int, int] | None = None,
     ):
@@ -105,14 +128,14 @@ class BatchSource:
         self.seed = seed
         self.process = process or (jax.process_index(), jax.process_count())
         if batch_size % self.process[1]:
-            raise ValueError(
-                f"batch_size={batch_size} does not divide over {self.process[1]} processes."
-            )
+            raise ValueError(f"batch_size={batch_size} does not divide over {self.process[1]} processes.")
         lengths = np.array([utterances.embeddings.length(r) for r in utterances.rows]) * latents
-        self.sizes = bucket_sizes(lengths, buckets, 50)  # [U], 50 positions are a second
+        self.sizes = bucket_sizes(lengths, 10, most=buckets)  # [U], 50 positions are a second
+        self.token_sizes = np.zeros_like(self.sizes)  # [U]
         tokens = np.array([len(t) - 1 for t in utterances.tokens])
-        longest = {s: _round_up(int(tokens[self.sizes <= s].max()), 8) for s in set(self.sizes)}
-        self.token_sizes = longest
+        for size in np.unique(self.sizes):
+            of_size = self.sizes == size
+            self.token_sizes[of_size] = bucket_sizes(tokens[of_size], 4, TOKEN_PADDING, min(buckets, 2))
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
 
     def __len__(self) -> int:
@@ -128,7 +151,7 @@ class BatchSource:
             if u < b:
                 order = np.resize(order, b)
             order = order[: len(order) // b * b]
-            order = order[np.argsort(self.sizes[order], kind="stable")]
+            order = order[np.lexsort((self.token_sizes[order], self.sizes[order]))]  # stable
             batches = list(order.reshape(-1, b))
             self._epoch = (epoch, [batches[i] for i in rng.permutation(len(batches))])
         return self._epoch[1]
@@ -140,9 +163,21 @@ class BatchSource:
     def __getitem__(self, step: int) -> Batch:
         epoch, i = divmod(int(step), self.batches_per_epoch)
         picked = self._plan(epoch)[i]
-        size = int(self.sizes[picked].max())
         index, count = self.process
-        return collate(self.utterances, picked[index::count], size, self.token_sizes[size])
+        sizes = int(self.sizes[picked].max()), int(self.token_sizes[picked].max())
+        return collate(self.utterances, picked[index::count], *sizes)
+
+    def padding(self, epoch: int = 0) -> tuple[float, float]:
+        """Shares of an epoch's latents and of its tokens that are padding."""
+        plan = self._plan(epoch)
+        real = np.array([self.utterances.embeddings.length(r) for r in self.utterances.rows])
+        tokens = np.array([len(t) - 1 for t in self.utterances.tokens])
+        shares = [
+            1 - sum(length[p].sum() for p in plan) / sum(len(p) * size[p].max() for p in plan)
+            for length, size in ((real, self.sizes), (tokens, self.token_sizes))
+            if size.any()
+        ]
+        return (shares[0], shares[1]) if len(shares) == 2 else (0.0, shares[0])
 
 
 def collate(utterances: Utterances, picked: np.ndarray, size: int, token_size: int) -> Batch:

@@ -8,11 +8,13 @@ from collections.abc import Sequence
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 SHARD_ROWS = 64  # utterances a shard; what a kill can cost
 VARIANTS = "variants.npz"
+WINDOWS = "windows.jsonl"
 
 
 def write_shard(
@@ -33,11 +35,46 @@ def write_shard(
     os.replace(temporary, folder / f"{stem}.json")
 
 
+def _shard_indices(folder: Path) -> list[Path]:
+    return sorted(Path(folder).glob("[0-9]*.json"))
+
+
+def embedded_ids(folder: Path) -> set[str]:
+    """Ids of what the finished shards of a folder hold."""
+    return {id_ for shard in _shard_indices(folder) for id_ in json.loads(shard.read_text())["ids"]}
+
+
+def next_shard(folder: Path) -> int:
+    """The number after the last finished shard's."""
+    return max((int(shard.stem) for shard in _shard_indices(folder)), default=-1) + 1
+
+
+def append_windows(folder: Path, parent: str, windows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Notes the windows of one long recording in FOLDER/windows.jsonl, in one write; returns them with their ids."""
+    rows = [{"id": f"{parent}#{n}", "parent": parent, **window} for n, window in enumerate(windows)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / WINDOWS, "a", encoding="utf-8") as file:
+        file.write(json.dumps({"parent": parent, "windows": rows}, ensure_ascii=False) + "\n")
+    return rows
+
+
+def load_windows(folder: Path) -> list[dict[str, Any]]:
+    """id, parent, start and end (samples), text and agreement of every window of a folder's long recordings."""
+    path = Path(folder) / WINDOWS
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]  # a kill can leave half a line
+    if whole != text:
+        path.write_text(whole, encoding="utf-8")
+    return [window for line in whole.splitlines() for window in json.loads(line)["windows"]]
+
+
 class Embeddings:
     """Random access to the shards of one folder; latents stay on disk until read."""
 
     def __init__(self, folder: Path):
-        shards = sorted(Path(folder).glob("*.json"))
+        shards = _shard_indices(folder)
         if not shards:
             raise FileNotFoundError(f"{folder}: no embeddings; run --phase=embed first.")
         self.ids: list[str] = []

@@ -2,13 +2,13 @@
 
 Reads   WORKDIR/corpus
 Writes  WORKDIR/embeddings/<backbone>/<split>/  latents and pooled depths (data/embeddings.py)
-        WORKDIR/embeddings/long.jsonl           recordings over 30 s, which training leaves out and evaluation
-                                                transcribes window by window
+        WORKDIR/embeddings/<backbone>/<split>/windows.jsonl  recordings over 30 s of train and validation, cut into
+                                                windows with their part of the transcript; evaluation has none: there
+                                                they are transcribed whole, window by window
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 import functools
-import json
 from pathlib import Path
 
 import jax
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from jaxmoe import sharding
+from jaxmoe.alignment import Aligner
 from jaxmoe.data import nuisance, prepared
 from jaxmoe.data.audio import (
     N_SAMPLES,
@@ -26,8 +27,18 @@ from jaxmoe.data.audio import (
     positions,
     window,
 )
-from jaxmoe.data.embeddings import SHARD_ROWS, VARIANTS, write_shard, write_variants
+from jaxmoe.data.embeddings import (
+    SHARD_ROWS,
+    VARIANTS,
+    append_windows,
+    embedded_ids,
+    load_windows,
+    next_shard,
+    write_shard,
+    write_variants,
+)
 from jaxmoe.model.whisper import Whisper
+from jaxmoe.system import Recogniser
 from jaxmoe.train.setup import Backbone, embeddings_folder, load_backbone
 
 VARIANT_SAMPLES = 12 * SAMPLE_RATE  # longer recordings tell no more of channel and voice
@@ -43,11 +54,6 @@ def encode(
     weights = (at[None] < -(-samples[:, None] // SAMPLES_PER_POSITION)).astype(jnp.float32)
     run = lambda m, *args: m.encoder(*args)
     return model.apply({"params": base}, mel, weights, method=run)
-
-
-def _shards(source: Sequence[dict], wanted: Sequence[int]) -> Iterator[tuple[int, Sequence[int]]]:
-    for number, start in enumerate(range(0, len(wanted), SHARD_ROWS)):
-        yield number, wanted[start : start + SHARD_ROWS]
 
 
 def _embed_shard(
@@ -77,23 +83,49 @@ def _embed_shard(
     return [latents[i] for i in range(len(rows))], np.stack([depths[i] for i in range(len(rows))])
 
 
-def embed_split(config: ConfigDict, workdir: Path, backbone: Backbone, split: str) -> list[dict]:
-    """Embeds what is missing of a split; returns the recordings that are over 30 s."""
+def embed_split(config: ConfigDict, workdir: Path, backbone: Backbone, split: str) -> None:
+    """Embeds what is missing of a split: recordings of up to 30 s, then the windows of longer ones."""
     from tqdm import tqdm
 
-    source = prepared.open_split(workdir, split)
+    source, metadata = prepared.open_split(workdir, split), prepared.open_metadata(workdir, split)
     folder = embeddings_folder(workdir, backbone.name, split)
-    lengths = prepared.lengths(workdir, split)
-    long = [i for i in range(len(source)) if lengths[i] > N_SAMPLES]
-    wanted = [i for i in range(len(source)) if lengths[i] <= N_SAMPLES]
-    with tqdm(total=len(wanted), desc=f"embed {backbone.name} {split}", unit="utt") as bar:
-        for number, indices in _shards(source, wanted):
-            if not (folder / f"{number:05d}.json").exists():
-                rows = [source[i] for i in indices]
-                latents, depths = _embed_shard(backbone, rows, config)
-                write_shard(folder, number, [r["id"] for r in rows], latents, depths)
-            bar.update(len(indices))
-    return [{"split": split, "id": source[i]["id"], "samples": int(lengths[i])} for i in long]
+    have = embedded_ids(folder)
+    short = [(i, x["id"]) for i, x in enumerate(metadata) if x["samples"] <= N_SAMPLES]
+    rows = [(i, id_, slice(None)) for i, id_ in short if id_ not in have]
+    if split != "evaluation":
+        row_of = {x["id"]: i for i, x in enumerate(metadata)}
+        cut = cut_long(backbone, source, metadata, folder)
+        rows += [(row_of[w["parent"]], w["id"], slice(w["start"], w["end"])) for w in cut if w["id"] not in have]
+    first = next_shard(folder)
+    with tqdm(total=len(rows), desc=f"embed {backbone.name} {split}", unit="utt") as bar:
+        for number, start in enumerate(range(0, len(rows), SHARD_ROWS), first):
+            chosen = rows[start : start + SHARD_ROWS]
+            sound = [{"audio": source[i]["audio"][part]} for i, _, part in chosen]
+            latents, depths = _embed_shard(backbone, sound, config)
+            write_shard(folder, number, [id_ for _, id_, _ in chosen], latents, depths)
+            bar.update(len(chosen))
+
+
+def cut_long(backbone: Backbone, source: Sequence[dict], metadata: Sequence[dict], folder: Path) -> list[dict]:
+    """The windows of recordings over 30 s, cut once and kept in FOLDER/windows.jsonl."""
+    from tqdm import tqdm
+
+    done = load_windows(folder)
+    parents = {w["parent"] for w in done}
+    long = [i for i, x in enumerate(metadata) if x["samples"] > N_SAMPLES and x["id"] not in parents]
+    if not long:
+        return done
+    whisper = backbone.model.whisper
+    aligner = Aligner(Recogniser(backbone.name, whisper, backbone.base, backbone.tokenizer))
+    for i in tqdm(long, desc=f"cut {folder.name}", unit="utt"):
+        windows = aligner.windows(source[i]["audio"].astype(np.float32) / 32768.0, metadata[i]["text"])
+        done += append_windows(folder, metadata[i]["id"], [vars(w) for w in windows])
+    doubtful = sum(w["agreement"] < 0.3 for w in done)
+    print(
+        f"{len(long)} recordings over 30 s are cut into windows ({folder / 'windows.jsonl'}); "
+        f"in {doubtful} of {len(done)} the model hears little of the text."
+    )
+    return done
 
 
 def embed_variants(config: ConfigDict, workdir: Path, backbone: Backbone) -> None:
@@ -125,10 +157,5 @@ def run(config: ConfigDict, workdir: Path) -> None:
     """Embeds all splits with the run's backbone."""
     backbone = load_backbone(config)
     embed_variants(config, workdir, backbone)
-    long = []
     for split in ("train", "validation", "evaluation"):
-        long += embed_split(config, workdir, backbone, split)
-    path = workdir / "embeddings" / "long.jsonl"
-    path.write_text("".join(json.dumps(x) + "\n" for x in long))
-    if long:
-        print(f"{len(long)} recordings are over 30 s: listed in {path}")
+        embed_split(config, workdir, backbone, split)

@@ -1,6 +1,6 @@
 """What the training phases open: the backbone on the mesh, and the utterances of a split with their tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 import json
 from pathlib import Path
@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 from jaxmoe import sharding
-from jaxmoe.data import prepared
+from jaxmoe.data import lineage, prepared
 from jaxmoe.data.batches import Batch, BatchSource, Utterances, iterate
-from jaxmoe.data.embeddings import Embeddings
+from jaxmoe.data.embeddings import Embeddings, load_windows
 from jaxmoe.data.text import Tokenizer
 from jaxmoe.model import lora
 from jaxmoe.model.load import load_whisper
@@ -70,6 +70,20 @@ def load_posterior(workdir: Path, num_experts: int, *, fitted: bool = True) -> d
     return posterior
 
 
+def _with_windows(metadata: Sequence[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a split; of a recording that was cut into windows, these: its fields with their own id and text."""
+    windows: dict[str, list[dict[str, Any]]] = {}
+    for window in load_windows(folder):
+        windows.setdefault(window["parent"], []).append(window)
+    for row in metadata:
+        if row["id"] not in windows:
+            yield row
+        of_part = {"translation": "", "translation_origin": ""}  # the German is of the whole
+        yield from (
+            row | of_part | {"id": w["id"], "text": w["text"]} for w in windows.get(row["id"], ()) if w["text"]
+        )
+
+
 def load_utterances(
     config: ConfigDict,
     workdir: Path,
@@ -91,8 +105,8 @@ def load_utterances(
     limit = backbone.model.dims.n_text_ctx
     experts = backbone.model.num_experts
     none = np.zeros(experts, np.float32)
-    rows, tokens, posteriors, translations, too_long = [], [], [], [], []
-    for item in prepared.open_metadata(workdir, split):
+    rows, tokens, posteriors, translations, speakers, too_long = [], [], [], [], [], []
+    for item in _with_windows(prepared.open_metadata(workdir, split), embeddings_folder(workdir, backbone.name, split)):
         text = said(item).strip()
         if item["id"] not in embeddings.row or (pretrain and not item["pretrain"]) or not text:
             continue
@@ -104,13 +118,16 @@ def load_utterances(
         tokens.append(ids)
         posteriors.append((posterior or {}).get(item["id"], none))
         translations.append(item["translation"])
+        speakers.append(item["speaker"])
     if too_long:
         print(f"{len(too_long)} transcripts exceed {limit} tokens and are left out: {too_long[:5]}")
     if not rows:
         sample = " of the pre-training sample (config.data.pretrain_share)" if pretrain else ""
         raise ValueError(f"{workdir}: no utterances in split {split!r}{sample}.")
     given = backbone.model.routing == "given"
-    return Utterances(embeddings, np.array(rows), tokens, len(prompt), np.stack(posteriors), given, translations)
+    return Utterances(
+        embeddings, np.array(rows), tokens, len(prompt), np.stack(posteriors), given, translations, speakers
+    )
 
 
 def make_tx(c: ConfigDict, params: Any, trainable: Sequence[str]) -> optax.GradientTransformation:
@@ -172,6 +189,7 @@ def train(
       watch: as fit's.
     """
     c, latents = config[phase], evaluate is None
+    lineage.write(workdir / phase, utterances.speakers)
     source = BatchSource(
         utterances, batch_size=c.batch_size, steps=c.steps, seed=config.seed, latents=latents
     )

@@ -62,11 +62,37 @@ def test_the_iterator_resumes_where_it_was(utterances):
     np.testing.assert_array_equal(next(again).tokens, straight[7])
 
 
-def test_buckets_cover_and_fit():
-    lengths = np.random.default_rng(0).integers(50, 700, 500)
-    sizes = bucket_sizes(lengths, 4, 50)
-    assert (sizes >= lengths).all() and len(set(sizes)) <= 4
-    assert sizes.sum() / lengths.sum() < bucket_sizes(lengths, 1, 50).sum() / lengths.sum()
+def padding(sizes, lengths):
+    return 1 - lengths.sum() / sizes.sum()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_buckets_cover_and_keep_padding_low(seed):
+    """Lengths as of recordings: log-normal, from a word to 30 s."""
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(50 * np.exp(rng.normal(1.7, 0.7, 3000)), 20, 1500).astype(int)
+    sizes = bucket_sizes(lengths, 10)
+    assert (sizes >= lengths).all() and len(set(sizes)) <= 12 and padding(sizes, lengths) < 0.15
+    one = bucket_sizes(lengths, 10, most=1)
+    assert len(set(one)) == 1 and padding(one, lengths) > 0.5
+
+
+def test_buckets_are_the_best_of_their_number():
+    lengths = np.array([1, 2, 3, 9, 10, 30])
+    best = min(
+        np.where(lengths <= a, a, np.where(lengths <= b, b, 30)).sum() for a in range(1, 30) for b in range(a + 1, 30)
+    )
+    assert bucket_sizes(lengths, 1, padding=0.0, most=3).sum() == best
+    assert bucket_sizes(np.array([7, 7]), 10).tolist() == [10, 10]
+
+
+def test_an_epoch_keeps_padding_under_15_percent(tmp_path):
+    """Batches included that hold the last of one bucket and the first of the next."""
+    utterances = tiny.make_utterances(tmp_path, count=400)
+    source = make(utterances)
+    assert source.padding()[0] < 0.15 < make(utterances, buckets=1).padding()[0]
+    batch = source[3]
+    assert batch.mask.any(axis=0).all(), "no batch is wider than its longest bucket needs"
 
 
 def test_a_batch_that_does_not_divide_is_an_error(utterances):
