@@ -19,6 +19,7 @@ Array = Any  # numpy on the host, jax.Array inside a step
 PADDING = 0.12  # of a bucket; batches that hold the last of one bucket and the first of the next add to it
 TOKEN_PADDING = 0.3  # less would cost more compilations than it saves
 MAX_BUCKETS = 12
+BATCHES_PER_BUCKET = 8  # in an epoch: with fewer, compiling takes longer than padding
 
 
 class Batch(flax.struct.PyTreeNode):
@@ -130,6 +131,7 @@ class BatchSource:
         if batch_size % self.process[1]:
             raise ValueError(f"batch_size={batch_size} does not divide over {self.process[1]} processes.")
         lengths = np.array([utterances.embeddings.length(r) for r in utterances.rows]) * latents
+        buckets = min(buckets, max(self.batches_per_epoch // BATCHES_PER_BUCKET, 1))
         self.sizes = bucket_sizes(lengths, 10, most=buckets)  # [U], 50 positions are a second
         self.token_sizes = np.zeros_like(self.sizes)  # [U]
         tokens = np.array([len(t) - 1 for t in utterances.tokens])
