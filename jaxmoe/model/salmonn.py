@@ -104,8 +104,9 @@ class Salmonn:
         speech = c.apply({"params": params["connector"]}, *features, dropout is not None, rngs=rngs)
         heard = jnp.ones(speech.shape[:2], bool)
         if batch.heard is not None:
-            starts = np.arange(speech.shape[1] // c.queries) * c.stride
-            heard = jnp.repeat(batch.heard[:, starts], c.queries, axis=1)  # a window is heard if it begins so
+            starts, size = np.arange(speech.shape[1] // c.queries) * c.stride, batch.heard.shape[1]
+            heard = batch.heard[:, np.minimum(starts, size - 1)] & (starts < size)[None]  # BEATs may go on longer
+            heard = jnp.repeat(heard, c.queries, axis=1)  # a window is heard if it begins so
         mask = jnp.concatenate([jnp.ones(batch.before.shape, bool), heard, batch.after_mask], axis=1)
         before, after = self.embed(base, batch.before), self.embed(base, batch.after)
         return jnp.concatenate([before, speech.astype(before.dtype), after], axis=1), mask

@@ -107,6 +107,15 @@ def test_inputs(setting):
     np.testing.assert_array_equal(labels, numbers["labels"][:, given:])
 
 
+def test_windows_after_the_speech_are_not_heard(setting):
+    """BEATs' 72 tokens make four windows, of which 40 positions of speech begin three."""
+    model, base, params, batch = setting
+    batch = batch.replace(speech=batch.speech[:, :40], heard=np.ones((2, 40), bool))
+    _, mask = jax.jit(model.prompt)(base, params, batch)
+    before = batch.before.shape[1]
+    np.testing.assert_array_equal(mask[:, before : before + 4], [[True, True, True, False]] * 2)
+
+
 def test_logits_loss_and_gradients(setting):
     model, base, params, batch = setting
     numbers = golden.load("salmonn")
