@@ -131,6 +131,6 @@ def open_network(path: Path) -> ChatModel | MarianModel:
     if path.is_file():
         return ChatModel(path)
     kind = json.loads((path / "config.json").read_text("utf-8")).get("model_type")
-    if kind not in ("qwen2", "marian"):
-        raise ValueError(f"{path}: model_type is {kind!r}; the local translator runs 'marian' and 'qwen2'.")
+    if kind not in ("qwen2", "llama", "marian"):
+        raise ValueError(f"{path}: model_type is {kind!r}; the local translator runs marian, qwen2 and llama.")
     return MarianModel(path) if kind == "marian" else ChatModel(path)

@@ -107,3 +107,13 @@ def test_missing_and_unexpected_names_are_fatal(pair, tmp_path):
     (tmp_path / "config.json").write_text((pair[1] / "config.json").read_text())
     with pytest.raises(ValueError, match=r"(?s)- model\.encoder\.layers\.0\.fc1.*\+ model\.encoder\.layers\.0\.fc9"):
         loader.load(tmp_path)
+
+
+def test_a_bin_file_gives_the_same_parameters(pair, tmp_path):
+    import torch
+
+    theirs, folder, _, params = pair
+    torch.save(theirs.state_dict(), tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    _, got = loader.load(tmp_path)
+    assert jax.tree.all(jax.tree.map(np.array_equal, got, params))

@@ -1,4 +1,4 @@
-"""Hugging Face folders of a Marian model (config.json, *.safetensors, source.spm, target.spm, vocab.json)."""
+"""Marian from Hugging Face: config.json, *.safetensors or pytorch_model.bin, source.spm, target.spm, vocab.json."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from flax.traverse_util import unflatten_dict
 import numpy as np
 
+from jaxmoe.model.load.llm import open_tensors
 from jaxmoe.model.marian import ACTIVATIONS, MarianDimensions
 
 if TYPE_CHECKING:
@@ -78,14 +79,8 @@ def load(folder: Path) -> tuple[MarianDimensions, dict[str, Any]]:
     Raises:
         ValueError: not a Marian folder, or tensors missing (-) or unexpected (+).
     """
-    from safetensors import safe_open
-
     dims = dimensions(folder / "config.json")
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{folder} holds no *.safetensors; expected the weights of a Marian model there.")
-    opened = [safe_open(file, framework="flax") for file in files]
-    where = {name: file for file in opened for name in file.keys()}
+    where = open_tensors(folder)
     layers = {"encoder": dims.n_encoder_layer, "decoder": dims.n_decoder_layer}
     names = _names(dims)
     wanted = {n.format(i) for p, n in names.items() for i in range(layers.get(p.split("/")[0], 1))}
@@ -95,7 +90,7 @@ def load(folder: Path) -> tuple[MarianDimensions, dict[str, Any]]:
         raise ValueError(f"{folder}: tensors are missing (-) or unexpected (+):\n" + "\n".join(lines))
 
     def read(path: str, name: str) -> np.ndarray:
-        array = np.asarray(where[name].get_tensor(name), np.float32)
+        array = np.asarray(where[name][:], np.float32)
         return np.ascontiguousarray(array.T) if path.endswith("kernel") else array
 
     tree = {}
