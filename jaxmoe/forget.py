@@ -63,6 +63,8 @@ def run(speaker: str, workdirs: Sequence[str]) -> bool:
         print(f"{workdir}: forgotten. Models trained on this speaker:" if trained else f"{workdir}: forgotten.")
         for folder in trained:
             print(f"  {folder}")
+        if unsaid := lineage.without_lineage(Path(workdir)):
+            print(f"Models that do not say whom they have seen: {', '.join(map(str, unsaid))}")
     return not failed
 
 

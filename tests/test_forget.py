@@ -61,6 +61,7 @@ def run(tmp_path, monkeypatch):
     (workdir / "personalize" / CANARY / "adapter.bin").write_bytes(b"\0\1")
     lineage.write(workdir / "joint", [r["speaker"] for r in rows])
     lineage.write(workdir / "mt", ["speaker-0"])
+    (workdir / "old/checkpoints").mkdir(parents=True)
     monkeypatch.setattr(forget, "cache_folder", lambda: tmp_path / "cache")
     (tmp_path / "cache").mkdir()
     with sqlite3.connect(tmp_path / "cache/translations.sqlite") as db:
@@ -128,4 +129,5 @@ def test_an_unknown_speaker_is_an_error(run, capsys):
     assert not forget.run("nobody", [str(run)])
     assert "no speaker 'nobody'" in capsys.readouterr().err
     assert forget.run(CANARY, [str(run)])
-    assert str(run / "joint") in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert str(run / "joint") in said and f"whom they have seen: {run / 'old'}" in said

@@ -29,6 +29,12 @@ def trained_on(workdir: Path, speaker: str) -> list[Path]:
     return [note.parent for note in notes if pseudonym(speaker) in json.loads(note.read_text())["speakers"]]
 
 
+def without_lineage(workdir: Path) -> list[Path]:
+    """Folders under `workdir` that hold checkpoints and do not say whom they have seen."""
+    trained = sorted({path.parent for path in workdir.rglob("checkpoints") if path.is_dir()})
+    return [folder for folder in trained if not (folder / FILE).exists()]
+
+
 def forgotten(workdir: Path) -> frozenset[str]:
     """Pseudonyms of the speakers that `workdir` must not take in again."""
     path = workdir / FORGOTTEN

@@ -22,7 +22,7 @@ import optax
 
 from jaxmoe import mt
 from jaxmoe.checkpoint import load_params
-from jaxmoe.data import prepared
+from jaxmoe.data import lineage, prepared
 from jaxmoe.data.batches import Batch, BatchSource, Utterances, iterate
 from jaxmoe.model.moe import MoEWhisper
 from jaxmoe.train import losses, optimizer, risk
@@ -150,6 +150,7 @@ def train(config: ConfigDict, workdir: Path, mode: str, backbone: Backbone) -> N
         prepare["prepare"] = Lister(backbone, said, translator(config).translate, **fields)
     trainable = [r"gate/.*", r"experts/.*"] + [r"shared/.*"] * bool(model.shared_rank)
     tx = make_tx(c, params, trainable)
+    lineage.write(workdir / "cascade" / mode, said.speakers)
     fit(
         make_step(model, tx, ce=c.ce, balance=config.joint.balance),
         states.create(params, tx, config.seed),
