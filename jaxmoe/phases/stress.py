@@ -37,15 +37,15 @@ def run(config: ConfigDict, workdir: Path) -> str:
     Raises: ValueError for an unknown noise or a table that cannot be read.
     """
     c, workdir, folder = config.stress, Path(workdir), Path(workdir) / "stress"
-    if c.utterances:
-        items, clips = noisy_clips(workdir, c.utterances, c.noises, c.snr_db, config.seed)
-        source = f"{corpus_source(workdir)} {config.seed}"
-        evaluate(Job(config, workdir, folder / "noise", items, clips, source, translate=False), c.systems)
-    if c.recordings:
-        items, clips, rejected = table_clips(c.recordings, c.columns, config.quality)
-        write_lines(folder / "rejected.jsonl", rejected)
-        source = digest([(x["path"], *x["stat"]) for x in items])
-        evaluate(Job(config, workdir, folder / "recordings", items, clips, source, translate=False), c.systems)
+    items, clips = noisy_clips(workdir, c.utterances, c.noises, c.snr_db, config.seed) if c.utterances else ([], [])
+    source = f"{corpus_source(workdir)} {config.seed}"
+    job = Job(config, workdir, folder / "noise", items, clips, source, translate=False)
+    evaluate(job, c.systems if c.utterances else ())  # without systems, those of an earlier run are moved aside
+    items, clips, rejected = table_clips(c.recordings, c.columns, config.data) if c.recordings else ([], [], [])
+    write_lines(folder / "rejected.jsonl", rejected)
+    source = digest([(x["path"], *x["stat"]) for x in items])
+    job = Job(config, workdir, folder / "recordings", items, clips, source, translate=False)
+    evaluate(job, c.systems if items else ())
     return digest([p.read_text() for p in sorted(folder.glob("*/*/system.json"))])
 
 

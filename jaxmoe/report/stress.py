@@ -27,20 +27,27 @@ def stress(
 ) -> dict[str, Any]:
     """{"noise", "silence", "groups"}; each of them a string "not run: REASON" where there is nothing."""
     groups = _groups("evaluation", utterances, scored, baseline, drawing, _evaluation_groups(utterances))
-    noise: Any = "not run: config.stress.utterances or config.stress.systems turns it off"
+    noise: Any = "not run: config.stress.utterances or config.stress.systems is empty, or no system could be run"
     silence: Any = noise
-    if (workdir / "stress" / "noise").is_dir():
-        clips, systems = read_evaluation(workdir / "stress" / "noise")
+    if found := _read(workdir / "stress" / "noise"):
+        clips, systems = found
         noise, silence = _noise(clips, systems, regime, drawing), _silence(clips, systems)
     recordings = "not run: config.stress.recordings names no table of other people's speech"
-    if (workdir / "stress" / "recordings").is_dir():
-        clips, systems = read_evaluation(workdir / "stress" / "recordings")
-        found = score_systems(clips, systems, regime)
+    if found := _read(workdir / "stress" / "recordings"):
+        clips, systems = found
         languages = np.array([value or "unknown" for value in clips["language"]], dtype=object)
         named = {f"{value}": languages == value for value in sorted(set(languages))}
-        groups += _groups("recordings", clips, found, baseline, drawing, named)
+        groups += _groups("recordings", clips, score_systems(clips, systems, regime), baseline, drawing, named)
         recordings = "run"
     return {"noise": noise, "silence": silence, "groups": groups, "recordings": recordings, "target": TARGET}
+
+
+def _read(folder: Path) -> tuple[Utterances, list[SystemRun]] | None:
+    """What the systems made of one set of clips; None where no system could be run on it."""
+    try:
+        return read_evaluation(folder)
+    except FileNotFoundError:
+        return None
 
 
 def is_control(utterances: Utterances) -> np.ndarray:
