@@ -28,14 +28,13 @@ def test_voices_change_pitch_and_keep_the_time():
         assert np.corrcoef(envelope(x), envelope(JFK))[0, 1] > 0.9
 
 
-def test_channels_change_spectrum_and_level_and_keep_pitch_and_time():
+def test_channels_change_spectrum_and_level_and_keep_the_time():
     made = nuisance.other_channels(JFK, 3, seed=4)
     levels = [float(np.sqrt(np.mean(x**2))) for x in made]
     assert len({round(v, 4) for v in levels}) == 3
     for x in made:
         assert len(x) == len(JFK)
-        assert abs(np.log(pitch_hz(x) / pitch_hz(JFK))) < 0.2  # what noise and room do to its estimate
-        assert np.corrcoef(envelope(x), envelope(JFK))[0, 1] > 0.7
+        assert np.corrcoef(envelope(x), envelope(JFK))[0, 1] > 0.95
 
 
 def test_variants_are_a_function_of_the_seed():
