@@ -1,7 +1,9 @@
 """Our search beside transformers' and faster-whisper's: the same weights, the same clips.
 
-COMMAND: python benchmarks/decode_parity.py [--csv=CLIPS.csv] [--model=tiny.en] [--only=PART] [--skip=greedy|beam]
-The CSV has columns path (relative to it) and transcript. Greedy: how many clips give transformers' tokens exactly
+COMMAND: python benchmarks/decode_parity.py [--csv=CLIPS.csv | --workdir=RUN] [--model=tiny.en] [--only=PART]
+             [--skip=greedy|beam]
+The CSV has columns path (relative to it) and transcript; of a run, the recordings that prepare stored are taken.
+Greedy: how many clips give transformers' tokens exactly
 (no timestamps, its own suppress lists). Beam 5: WER of both; faster-whisper in float32, temperature 0, no fallback, no
 prompt from earlier text; speeds in clips/s, encoder included, ours after compilation.
 """
@@ -41,6 +43,19 @@ def read_clips(table: Path, only: str) -> list[Clip]:
     with open(table, encoding="utf-8", newline="") as f:
         rows = [row for row in csv.DictReader(f) if only in row["path"]]
     return [Clip(table.parent / r["path"], r["transcript"], load_audio(table.parent / r["path"])) for r in rows]
+
+
+def stored_clips(workdir: Path, only: str) -> list[Clip]:
+    """The recordings of a run whose split and id contain `only`."""
+    from jaxmoe.data import prepared
+
+    out = []
+    for split in ("evaluation", "validation", "train"):
+        for row in prepared.open_split(workdir, split):
+            if only in f"{split}/{row['id']}":
+                name = Path(split) / row["id"]
+                out.append(Clip(name, row["text"], row["audio"].astype(np.float32) / 32768.0))
+    return out
 
 
 def windows(system: Recogniser, clips: list[Clip], size: int) -> list[tuple[jax.Array, np.ndarray]]:
@@ -160,13 +175,15 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     clips = Path(__file__).parents[1] / "tests" / "data" / "clips.csv"
     p.add_argument("--csv", type=Path, default=clips)
+    p.add_argument("--workdir", type=Path, help="a run with --phase=prepare done")
     p.add_argument("--model", default="tiny.en")
     p.add_argument("--only", default="", help="clips whose path contains this")
     p.add_argument("--batch_size", type=int, default=8)
     p.add_argument("--skip", choices=("greedy", "beam"))
     args = p.parse_args()
     enable_cache()
-    system, clips = load_system(args.model), read_clips(args.csv, args.only)
+    system = load_system(args.model)
+    clips = stored_clips(args.workdir, args.only) if args.workdir else read_clips(args.csv, args.only)
     if args.skip != "greedy":
         compare_greedy(args.model, system, clips, args.batch_size)
     if args.skip != "beam":
