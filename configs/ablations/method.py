@@ -22,6 +22,7 @@ VARIANTS = {
     "lora-small": Variant("one LoRA of one expert's rank", {"baseline.rank": 8}, "lora", "lora"),
     "moe": Variant("mixture of experts", against="lora"),
     "fast": Variant("mixture fast", {"experts.lr": 2e-3, "joint.lr": 2e-3}, against="lora"),
+    "wide": Variant("wide shared path", {"model.shared_rank": 48, "model.rank": 4, "model.alpha": 8.0}, against="lora"),
     "lora-fast": Variant("lora fast", {"baseline.lr": 1e-3}, "lora", against="lora"),
     "lora-slow": Variant("lora slow", {"baseline.lr": 2e-4}, "lora", against="lora"),
     "smeared": Variant("all experts mixed (no top k)", {"model.top_k": 0}, against="lora"),

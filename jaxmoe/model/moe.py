@@ -27,7 +27,7 @@ class MoEWhisper:
     num_experts: int  # E; 0 for one LoRA without a gate
     rank: int  # of each expert
     shared_rank: int  # of the always-on path; 0 turns it off
-    alpha: float  # the low-rank update is scaled by alpha / rank, for experts and shared path alike
+    alpha: float  # every low-rank column is scaled by alpha / rank, the shared path's too
     top_k: int
     hidden: int  # of the gate
     targets: tuple[str, ...]  # regexes of the linear maps that carry adapters
@@ -85,7 +85,7 @@ class MoEWhisper:
             rank=self.rank,
             shared_rank=self.shared_rank,
             alpha=self.alpha,
-            shared_alpha=self.alpha,
+            shared_alpha=self.alpha / self.rank * self.shared_rank,
         )
 
     def logits(
@@ -134,13 +134,12 @@ def make_moe(
 
 
 def one_lora(model: MoEWhisper, rank: int = 0) -> MoEWhisper:
-    """The baseline: no gate, no experts, one adapter on the same linear maps with the experts' alpha / rank.
+    """The baseline: no gate, no experts, one adapter on the same linear maps with the experts' scale.
 
     rank 0 gives it as many adapter parameters as the mixture has in all.
     """
     rank = rank or model.shared_rank + model.num_experts * model.rank
-    alpha = model.alpha / model.rank * rank
-    return dataclasses.replace(model, num_experts=0, shared_rank=rank, alpha=alpha, routing="gate")
+    return dataclasses.replace(model, num_experts=0, shared_rank=rank, routing="gate")
 
 
 def resolve_dtype(name: str) -> str:

@@ -28,28 +28,22 @@ def widened(model: MoEWhisper, rank: int) -> MoEWhisper:
     return dataclasses.replace(model, shared_rank=model.shared_rank + rank)
 
 
-def compose(model: MoEWhisper, params: Params, personal: Params) -> Params:
-    """Mixture parameters of `widened(model, rank)` that compute `params` plus the personal ones.
-
-    Both LoRAs are scaled by alpha / R of the mixture's shared path (of its experts where it has none). The wider path
-    is scaled by alpha / (R + r), so B is multiplied by what is missing.
-    """
+def compose(params: Params, personal: Params) -> Params:
+    """Mixture parameters of `widened(model, rank)` that compute `params` plus the personal ones, scaled alike."""
     out = dict(params)
     if personal["gate_bias"].size:
         last = params["gate"]["dense2"]
         biased = {**last, "bias": last["bias"] + personal["gate_bias"]}
         out["gate"] = {**params["gate"], "dense2": biased}
-    rank = lora.rank(personal["lora"])
-    if not rank:
+    if not personal["lora"]:
         return out
-    scale = (model.shared_rank + rank) / (model.shared_rank or model.rank)
 
     def join(path: str) -> dict[str, jax.Array]:
         own, shared = personal["lora"][path], params["shared"].get(path)
         if shared is None:
-            return {"a": own["a"], "b": own["b"] * scale}
+            return own
         a = jnp.concatenate([shared["a"], own["a"]], axis=3)  # [L, 1, D, R + r]
-        return {"a": a, "b": jnp.concatenate([shared["b"], own["b"]], axis=2) * scale}  # [L, 1, R + r, F]
+        return {"a": a, "b": jnp.concatenate([shared["b"], own["b"]], axis=2)}  # [L, 1, R + r, F]
 
     out["shared"] = {path: join(path) for path in personal["lora"]}
     return out

@@ -42,7 +42,7 @@ def make_step(model: MoEWhisper, rank: int, gate_bias: bool, tx: optax.GradientT
 
     def loss_fn(mine: Any, params: Any, base: Any, batch: Batch) -> jax.Array:
         mine = mine if gate_bias else {**mine, "gate_bias": jax.lax.stop_gradient(mine["gate_bias"])}
-        composed = personal.compose(model, params, mine)
+        composed = personal.compose(params, mine)
         gates = wide.gates(wide.gate_logits(composed, batch.embedding))
         logits = wide.logits(base, composed, batch.latents, batch.tokens, gates, batch.mask)
         return losses.mean_nll(logits, batch.targets, batch.weights)
@@ -89,7 +89,7 @@ class Adapter:
             mine, opt_state, loss = self.step(mine, opt_state, self.params, base, batch)
         if not np.isfinite(loss):
             raise FloatingPointError("personalize: the loss is not finite; lower config.personalize.lr.")
-        return personal.compose(self.backbone.model, self.params, mine)
+        return personal.compose(self.params, mine)
 
 
 def hypotheses(

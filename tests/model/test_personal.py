@@ -17,14 +17,14 @@ def test_composed_parameters_add_the_personal_update(shared_rank):
     mine = personal.init(model, base, jax.random.key(5), rank=2)
     mine["lora"] = {p: {"a": ab["a"], "b": ab["b"] + 0.1} for p, ab in mine["lora"].items()}
     mine["gate_bias"] = jnp.arange(tiny.EXPERTS) * 1.0
-    wide, composed = personal.widened(model, 2), personal.compose(model, params, mine)
+    wide, composed = personal.widened(model, 2), personal.compose(params, mine)
     rng = np.random.default_rng(0)
     latents = jnp.asarray(rng.standard_normal((2, 20, tiny.DIMS.n_audio_state)), jnp.float32)
     tokens, embedding = jnp.asarray(rng.integers(0, 300, (2, 5))), latents.mean(1)
     gate_logits = wide.gate_logits(composed, embedding)
     np.testing.assert_allclose(gate_logits, model.gate_logits(params, embedding) + jnp.arange(3.0), atol=1e-5)
     gates = wide.gates(gate_logits)
-    ratio = model.alpha / (shared_rank or model.rank)
+    ratio = model.alpha / model.rank
     merged = lora.merge(base, lora.stack(mine["lora"], {}), jnp.full(2, ratio))
     want = model.logits(merged, params, latents, tokens, gates)
     got = wide.logits(base, composed, latents, tokens, gates)
@@ -36,7 +36,7 @@ def test_fresh_personal_parameters_change_nothing():
     model, base = tiny.make_model(), tiny.make_base()
     params = tiny.make_params(model, base)
     mine = personal.init(model, base, jax.random.key(5), rank=2)
-    composed = personal.compose(model, params, mine)
+    composed = personal.compose(params, mine)
     scales = personal.widened(model, 2).scales(jnp.ones((1, 3)) / 3)
     assert scales.shape == (1, 5 + 3 * 2)
     latents, tokens = jnp.ones((1, 20, tiny.DIMS.n_audio_state)), jnp.ones((1, 4), jnp.int32)
