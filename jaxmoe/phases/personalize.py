@@ -144,7 +144,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
     ids = [utterances.embeddings.ids[r] for r in utterances.rows]
     speakers: dict[str, list[int]] = {}
     for i, id_ in enumerate(ids):
-        speakers.setdefault(about[id_]["speaker"], []).append(i)
+        if id_ in about:  # windows of longer recordings are not
+            speakers.setdefault(about[id_]["speaker"], []).append(i)
     adapter, wide = Adapter(config, backbone, params, utterances), personal.widened(model, c.rank)
     lines: list[Row] = []
     for speaker, members in tqdm(sorted(speakers.items()), desc="personalize", unit="speaker"):
