@@ -17,22 +17,22 @@ def get_config() -> ConfigDict:
     return c.lock()
 
 
+RANDOM = {"cluster.method": "random", "model.routing": "given"}
+ORACLE = {"cluster.method": "etiology", "model.routing": "given"}
+EQUAL_RANKS = {"model.rank": 8, "model.shared_rank": 8, "model.alpha": 16.0}
+PRIVATE = {"model.rank": 9, "model.shared_rank": 0, "model.alpha": 18.0}
+
 VARIANTS = {
-    "lora": Variant("one LoRA, as many parameters as the mixture", system="lora"),
-    "lora-small": Variant("one LoRA of one expert's rank", {"baseline.rank": 8}, "lora", "lora"),
-    "moe": Variant("mixture of experts", against="lora"),
-    "fast": Variant("mixture fast", {"experts.lr": 2e-3, "joint.lr": 2e-3}, against="lora"),
-    "wide": Variant("wide shared path", {"model.shared_rank": 48, "model.rank": 4, "model.alpha": 8.0}, against="lora"),
-    "lora-fast": Variant("lora fast", {"baseline.lr": 1e-3}, "lora", against="lora"),
-    "lora-slow": Variant("lora slow", {"baseline.lr": 2e-4}, "lora", against="lora"),
-    "smeared": Variant("all experts mixed (no top k)", {"model.top_k": 0}, against="lora"),
-    "top1": Variant("one expert an utterance", {"model.top_k": 1}, against="lora"),
-    "private": Variant("experts without the shared path", {"model.shared_rank": 0}, against="lora"),
-    "kmeans": Variant("k-means instead of HDBSCAN", {"cluster.method": "kmeans"}, against="lora"),
-    "oracle": Variant(
-        "routed by the true etiology", {"cluster.method": "etiology", "model.routing": "given"}, against="lora"
-    ),
-    "random": Variant(
-        "routed at random by speaker", {"cluster.method": "random", "model.routing": "given"}, against="lora"
-    ),
+    "lora": Variant("one LoRA, as many parameters as the mixture (rank 88)", system="lora"),
+    "shared": Variant("the shared path alone (rank 48)", {"baseline.rank": 48}, "lora", "lora"),
+    "small": Variant("one LoRA of the experts' rank (4)", {"baseline.rank": 4}, "lora", "lora"),
+    "moe": Variant("mixture: shared path of rank 48, ten experts of rank 4", against="lora"),
+    "equal-ranks": Variant("mixture: shared path and experts of rank 8", EQUAL_RANKS, against="lora"),
+    "private": Variant("mixture: experts of rank 9, no shared path", PRIVATE, against="lora"),
+    "smeared": Variant("all experts mixed (no top k)", {"model.top_k": 0}, against="moe"),
+    "top1": Variant("one expert an utterance", {"model.top_k": 1}, against="moe"),
+    "kmeans": Variant("k-means instead of HDBSCAN", {"cluster.method": "kmeans"}, against="moe"),
+    "oracle": Variant("routed by the true etiology", ORACLE, against="moe"),
+    "random": Variant("routed at random, by speaker", RANDOM, against="moe"),
+    "zero-shot": Variant("Whisper without fine-tuning", system="whisper-v2", against="moe"),
 }
