@@ -12,6 +12,7 @@ killed goes on where it stopped, and a new variant costs only itself. Writes
 Seeds draw voices, speakers, channels, initial parameters and batches; figures pool the utterances of all seeds.
 """
 
+import argparse
 import json
 import os
 from pathlib import Path
@@ -19,17 +20,11 @@ import runpy
 import sys
 from typing import Any
 
-from absl import app, flags, logging
+from absl import logging
 from ml_collections import ConfigDict
 
 from jaxmoe import stages
 from jaxmoe.eval.ablation import Variant, row, table
-
-CONFIG = flags.DEFINE_string("config", None, "Grid: configs/ablations/NAME.py.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Files of the grid; checkpoints/ablations/<name> if not given.")
-ONLY = flags.DEFINE_list("only", [], "Variants to run; all if not given.")
-SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds to run.")
-
 
 TRAINS = {
     "moe": ("prepare", "embed", "cluster", "gate", "experts", "joint"),
@@ -88,27 +83,29 @@ def run_variant(base: ConfigDict, variant: Variant, seed: int, root: Path, workd
     return lines
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1 or not CONFIG.value:
-        raise app.UsageError("--config=configs/ablations/NAME.py is needed, and nothing but flags.")
-    logging.set_verbosity(logging.WARNING)
+def main() -> None:
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--config", type=Path, required=True, help="configs/ablations/NAME.py")
+    p.add_argument("--workdir", type=Path, help="(default: checkpoints/ablations/NAME)")
+    p.add_argument("--only", default="", help="variants, with commas between (default: all)")
+    p.add_argument("--seeds", default="0,1,2", help="(default: %(default)s)")
+    args = p.parse_args()
+    logging.set_verbosity(logging.WARNING)  # Orbax logs every file at INFO
     from jaxmoe.compilation import enable_cache
 
     enable_cache()
     sys.path.insert(0, str(Path.cwd()))  # so that one configuration can import another
-    grid = runpy.run_path(CONFIG.value)
+    grid = runpy.run_path(str(args.config))
     variants: dict[str, Variant] = grid["VARIANTS"]
-    if unknown := set(ONLY.value) - set(variants):
-        sys.exit(f"error: --only={','.join(sorted(unknown))}: unknown; there are {', '.join(variants)}.")
-    root = Path(WORKDIR.value or Path("checkpoints") / "ablations" / Path(CONFIG.value).stem)
+    chosen = args.only.split(",") if args.only else list(variants)
+    if unknown := set(chosen) - set(variants):
+        p.error(f"--only={','.join(sorted(unknown))}: unknown; there are {', '.join(variants)}.")
+    root = args.workdir or Path("checkpoints") / "ablations" / args.config.stem
     lines: dict[str, list[dict[str, Any]]] = {}
-    seeds = [int(s) for s in SEEDS.value]
-    for seed in seeds:
-        for name, variant in variants.items():
-            if ONLY.value and name not in ONLY.value:
-                continue
+    for seed in map(int, args.seeds.split(",")):
+        for name in chosen:
             print(f"== {name}, seed {seed}", flush=True)
-            found = run_variant(grid["get_config"](), variant, seed, root, root / name / f"seed-{seed}")
+            found = run_variant(grid["get_config"](), variants[name], seed, root, root / name / f"seed-{seed}")
             lines.setdefault(name, []).extend(found)
             write(root, variants, lines)
     print((root / "table.md").read_text())
@@ -127,4 +124,4 @@ def write(root: Path, variants: dict[str, Variant], lines: dict[str, list[dict[s
 
 
 if __name__ == "__main__":
-    app.run(main)
+    main()
