@@ -64,7 +64,8 @@ def test_the_row_is_run_or_says_why_not(run, tmp_path, monkeypatch):
     with serve() as (url, account):
         monkeypatch.setenv("DEEPL_SERVER_URL", url)
         for engine, acknowledged, reason in (
-            ("local", True, "it is DeepL that can be customised"),
+            ("local", True, "--phase=mt has not been run"),
+            ("none", True, "nothing to customise"),
             ("deepl", True, "--phase=customize has not been run"),
             ("deepl", False, "leaves this machine.*acknowledge_privacy=True"),
         ):
