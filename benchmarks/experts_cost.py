@@ -35,6 +35,7 @@ def make_batch(model: MoEWhisper, size: int, positions: int, tokens: int) -> Bat
         targets=ids[:, 1:],
         weights=np.ones((size, tokens), np.float32),
         posterior=np.zeros((size, model.num_experts), np.float32),
+        index=np.arange(size, dtype=np.int32),
     )
 
 
