@@ -58,12 +58,8 @@ def make_step(model: MoEWhisper, tx: optax.GradientTransformation, *, ce: float,
 
     def step(state: states.TrainState, base: Any, batch: Any) -> tuple[states.TrainState, dict[str, jax.Array]]:
         grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, base, batch)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
         active = metrics["mean_gate"] > 0  # [E], over the global batch
-        params = optimizer.hold_idle(active, params, state.params)
-        opt_state = optimizer.hold_idle(active, opt_state, state.opt_state)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return optimizer.advance(tx, state, grads, active), metrics
 
     return step
 

@@ -49,13 +49,8 @@ def make_step(model: MoEWhisper, tx: optax.GradientTransformation) -> StepFn:
     ) -> tuple[states.TrainState, dict[str, jax.Array]]:
         gates = model.gates(model.gate_logits(state.params, batch.embedding))  # [B, E], constant
         loss, grads = jax.value_and_grad(loss_fn)(state.params, base, batch, gates)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
         active = gates.sum(0) > 0  # [E], over the global batch
-        params = optimizer.hold_idle(active, params, state.params)
-        opt_state = optimizer.hold_idle(active, opt_state, state.opt_state)
-        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-        return state, {"loss": loss, "mean_gate": gates.mean(0)}
+        return optimizer.advance(tx, state, grads, active), {"loss": loss, "mean_gate": gates.mean(0)}
 
     return step
 

@@ -67,12 +67,8 @@ def make_step(model: MoEWhisper, tx: optax.GradientTransformation, c: ConfigDict
     ) -> tuple[states.TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)
         grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, base, batch, state.step, key)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
         active = metrics["mean_gate"] > 0  # [E], over the global batch
-        params = optimizer.hold_idle(active, params, state.params)
-        opt_state = optimizer.hold_idle(active, opt_state, state.opt_state)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        return optimizer.advance(tx, state, grads, active), metrics
 
     return step
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxmoe.train.state import TrainState
+
 PyTree = Any
 
 
@@ -56,3 +58,11 @@ def hold_idle(active: jax.Array, new: PyTree, old: PyTree) -> PyTree:
         return jnp.where(keep, n, o)
 
     return jax.tree_util.tree_map_with_path(pick, new, old)
+
+
+def advance(tx: optax.GradientTransformation, state: TrainState, grads: PyTree, active: jax.Array) -> TrainState:
+    """The state after a step with `grads`, experts that are not `active` [E] held."""
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = hold_idle(active, optax.apply_updates(state.params, updates), state.params)
+    opt_state = hold_idle(active, opt_state, state.opt_state)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state)
