@@ -18,7 +18,7 @@ from jaxmoe.compilation import enable_cache
 from jaxmoe.data import prepared
 from jaxmoe.data.audio import window
 from jaxmoe.data.channels import active_rms
-from jaxmoe.phases.cluster import Grouping
+from jaxmoe.phases.cluster import Grouping, pooled
 from jaxmoe.phases.embed import encode
 from jaxmoe.train.setup import load_backbone
 
@@ -44,7 +44,8 @@ def at_equal_level(config: ConfigDict, workdir: Path, group: Grouping) -> np.nda
         audio = np.zeros((1, window(len(samples), config.embed.context, config.embed.margin_s)), np.float32)
         audio[0, : len(samples)] = samples
         placed = jax.device_put((audio, np.array([len(samples)], np.int32)))
-        features[i] = np.asarray(encode(backbone.model.whisper, backbone.base, *placed)[1])[0, layer]
+        depths = encode(backbone.model.whisper, backbone.base, *placed, frames=config.embed.frames)[1]
+        features[i] = pooled(np.asarray(depths)[0, layer], config.cluster.pooling)
     return features
 
 

@@ -52,10 +52,13 @@ def get_config() -> ConfigDict:
         dtype="auto",
         remat=True,
     )
-    c.embed = dict(batch_size=32, context="full", margin_s=2.0, variant_clips=256, variant_draws=4)
+    c.embed = dict(
+        batch_size=32, context="full", frames="audio", margin_s=2.0, variant_clips=256, variant_draws=4
+    )
     c.cluster = dict(
         layer=11,  # a third of the encoder's 32 blocks, as block 2 of base's 6
         method="hdbscan",
+        pooling="mean",
         nuisance=20,
         remove_text=False,
         by_speaker=True,

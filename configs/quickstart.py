@@ -30,7 +30,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         held_out_speakers_per_voice=7,
         train_utterances=10,  # of each speaker
         validation_utterances=3,
-        evaluation_utterances=7,
+        evaluation_utterances=5,
     )
     c.manifest = dict(columns="")  # of a manifest, e.g. "text=transcript,etiology=diagnosis"
     c.sap = dict(disfluencies=False)  # whether the text to learn keeps "(uh)"
@@ -55,13 +55,15 @@ def get_config(variant: str = "full") -> ConfigDict:
     c.embed = dict(
         batch_size=8,
         context="trimmed",  # the audio and its margin; "full" pads to 30 s, several times the work
-        variant_clips=64,  # recordings heard in other voices and channels, to know what must not decide a cluster
+        variant_clips=48,  # recordings heard in other voices and channels, to know what must not decide a cluster
         variant_draws=4,
+        frames="audio",  # pooled for clustering; "speech" leaves out what is 25 dB below the loudest frame
         margin_s=1.0,  # silence after the audio; an unadapted decoder needs the 30 s, an adapted one does not
     )
     c.cluster = dict(
         method="hdbscan",  # kmeans, spectral; etiology and random look at no sound, for ablations
         layer=2,  # encoder block whose mean is clustered: the middle says how, the end says what
+        pooling="mean",  # of its frames; or "mean+std"
         nuisance=10,  # directions of channel, and of voice, that are dropped
         remove_text=False,  # a regression on the transcript; for corpora of few prompts read by many speakers
         by_speaker=True,  # clusters speakers' means
@@ -156,7 +158,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     )
     c.stress = dict(
         systems=("whisper-v2", "lora", "moe"),  # () leaves the phase out
-        utterances=8,  # of the evaluation split, under each noise; 0 for none
+        utterances=4,  # of the evaluation split, under each noise; 0 for none
         noises=("babble", "reverberation"),  # also white, pink
         snr_db=(10.0, 0.0),
         recordings="",  # table of other people's speech, as config.data.path; groups are in its column `language`

@@ -126,7 +126,7 @@ def _encode(model: Whisper, params: Any, mel: jax.Array, weights: jax.Array) -> 
     latents, depths = model.apply(
         {"params": params}, mel, weights, method=lambda whisper, *args: whisper.encoder(*args)
     )
-    return latents, depths[:, -1]
+    return latents, depths[:, -1, 0]
 
 
 def load_system(model: str | Path, checkpoint: Path | None = None, speaker: str = "") -> Recogniser:

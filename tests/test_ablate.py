@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs.ablations import method
+from configs.ablations import base, method
 from jaxmoe import ablate, stages
 from jaxmoe.eval import ablation
 from jaxmoe.eval.ablation import Variant
@@ -32,11 +32,12 @@ def test_the_same_speaker_of_two_seeds_is_two_speakers():
     assert ablation.row(Variant("x"), lines, None)["ci95"] is not None  # one speaker has no interval
 
 
-def test_every_variant_of_the_grids_is_a_configuration():
-    for name, variant in method.VARIANTS.items():
-        config = ablate.configured(method.get_config(), variant, 1)
+@pytest.mark.parametrize("grid", [method, base])
+def test_every_variant_of_the_grids_is_a_configuration(grid):
+    for name, variant in grid.VARIANTS.items():
+        config = ablate.configured(grid.get_config(), variant, 1)
         assert config.seed == 1 and variant.system in ablate.TRAINS, name
-        assert variant.against in {"", *method.VARIANTS}
+        assert variant.against in {"", *grid.VARIANTS}
     with pytest.raises(KeyError):
         ablate.configured(method.get_config(), Variant("typo", {"joint.stepz": 3}), 0)
 
@@ -44,9 +45,9 @@ def test_every_variant_of_the_grids_is_a_configuration():
 def test_variants_share_the_phases_they_have_in_common(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(stages.Phase, "run", lambda self, name: lambda config, workdir: ran.append(name))
-    base, phases = method.get_config(), ("prepare", "embed", "cluster", "gate", "experts", "joint")
+    start, phases = method.get_config(), ("prepare", "embed", "cluster", "gate", "experts", "joint")
     for title, changes in (("a", {}), ("b", {"joint.balance": 0.5}), ("c", {"cluster.layer": 1})):
-        config = ablate.configured(base, Variant(title, changes), 0)
+        config = ablate.configured(start, Variant(title, changes), 0)
         ablate.run_phases(config, tmp_path, tmp_path / title, phases)
     assert ran == [*phases, "joint", *phases[2:]]
     assert (tmp_path / "a" / "gate").resolve() == (tmp_path / "b" / "gate").resolve()

@@ -43,7 +43,7 @@ def run(tmp_path, monkeypatch):
     rows = prepared.open_metadata(workdir, "train")
     ids, numbers = [r["id"] for r in rows], np.arange(len(rows))
     latents = [np.full((2 + n % 3, 4), n) for n in numbers]
-    write_shard(workdir / "embeddings/tiny/train", 0, ids, latents, np.tile(numbers[:, None, None], (1, 3, 4)))
+    write_shard(workdir / "embeddings/tiny/train", 0, ids, latents, np.tile(numbers[:, None, None, None], (1, 3, 2, 4)))
     lines(workdir / "clusters/assignments.jsonl", [{"id": i, "cluster": 0} for i in ids])
     (workdir / "clusters/map.json").write_text(json.dumps({"points": [{"id": i, "x": 0.5} for i in ids]}))
     heard = [{"id": r["id"], "hypothesis": HEARD if r["text"] == TEXT else r["text"]} for r in rows]
@@ -103,7 +103,7 @@ def test_the_rest_stays_as_it_was(run, tmp_path):
     assert len(shard) == 15
     for n, id_ in enumerate(shard.ids):
         np.testing.assert_array_equal(shard.latents(n), latents[id_])
-        assert shard.depths[n, 0, 0] == latents[id_][0, 0]
+        assert shard.depths[n, 0, 0, 0] == latents[id_][0, 0]
     kept = (run / "eval/moe/hypotheses.jsonl").read_text().splitlines()
     assert kept == [line for line in hypotheses if CANARY not in line]
     assert json.loads((run / "eval/moe/system.json").read_text())["utterances"] == 15

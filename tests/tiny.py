@@ -40,7 +40,7 @@ def make_utterances(folder: Path, count: int = 24, seed: int = 0) -> Utterances:
     lengths = rng.integers(10, DIMS.n_audio_ctx, count)
     ids = [f"utterance-{i}" for i in range(count)]
     latents = [rng.standard_normal((n, DIMS.n_audio_state)) for n in lengths]
-    depths = rng.standard_normal((count, DIMS.n_audio_layer + 2, DIMS.n_audio_state))
+    depths = rng.standard_normal((count, DIMS.n_audio_layer + 2, 2, DIMS.n_audio_state))
     embeddings.write_shard(folder, 0, ids, latents, depths)
     tokens = [[257, 258, *rng.integers(0, 256, rng.integers(2, 12)).tolist(), 256] for _ in ids]
     posterior = np.eye(EXPERTS)[rng.integers(0, EXPERTS, count)]

@@ -1,7 +1,7 @@
 """What routing is worth: the mixture against one LoRA and against other ways to choose experts, equal data and steps.
 
 COMMAND: python -m jaxmoe.ablate --config=configs/ablations/method.py
-Held-out voices in every condition (33 simulated speakers a seed, 7 utterances each), demo corpus, tiny.en.
+Held-out voices in every condition (33 simulated speakers a seed, 15 utterances each), demo corpus, tiny.en.
 """
 
 from ml_collections import ConfigDict
@@ -13,6 +13,7 @@ from jaxmoe.eval.ablation import Variant
 def get_config() -> ConfigDict:
     c = quickstart.get_config().unlock()
     c.demo.held_out_speakers_per_voice = 11  # all conditions of each voice
+    c.demo.evaluation_utterances = 15  # phase personalize takes ten of them
     c.mt.engine = "none"
     return c.lock()
 

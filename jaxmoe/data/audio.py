@@ -82,6 +82,13 @@ def _log_mel(samples: jax.Array, n_mels: int) -> jax.Array:
     return ((jnp.maximum(x, x.max() - 8.0) + 4.0) / 4.0).T
 
 
+def loud_positions(mel: jax.Array, below_db: float = 25.0) -> jax.Array:
+    """Which encoder positions hold a frame within `below_db` of the loudest: log-mel [B, M, N] -> bool [B, N / 2]."""
+    power = jnp.sum(10.0 ** (4.0 * mel - 4.0), axis=1)  # [B, N], undoing Whisper's scaling
+    power = power.reshape(len(power), -1, 2).max(axis=-1)
+    return power > power.max(axis=1, keepdims=True) * 10.0 ** (-below_db / 10.0)
+
+
 @functools.lru_cache
 def mel_filters(n_mels: int) -> np.ndarray:
     """Triangular filters from 0 to 8 kHz on Slaney's mel scale, each of area 1 in Hz: float32 [M, 201].

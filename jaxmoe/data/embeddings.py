@@ -1,7 +1,7 @@
 """What `embed` writes and later phases read: encoder latents and pooled depths, in shards that a kill cannot tear.
 
-A shard is three files: NNNNN.latents.npy [sum of S', D] float16, NNNNN.depths.npy [U, L + 2, D] float32 and, written
-last, NNNNN.json with the ids and lengths. A shard without its JSON does not exist.
+A shard is three files: NNNNN.latents.npy [sum of S', D] float16, NNNNN.depths.npy [U, L + 2, 2, D] float32 (mean
+and standard deviation) and, written last, NNNNN.json with the ids and lengths. A shard without its JSON does not exist.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def write_shard(
     latents: Sequence[np.ndarray],
     depths: np.ndarray,
 ) -> None:
-    """Writes one shard: latents are per utterance [S', D], depths [U, L + 2, D]."""
+    """Writes one shard: latents are per utterance [S', D], depths [U, L + 2, 2, D]."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{number:05d}"
     np.save(folder / f"{stem}.latents.npy", np.concatenate(latents).astype(np.float16))
@@ -93,7 +93,7 @@ class Embeddings:
                 self._where.append((latents, int(end - length), int(end)))
             self.ids += index["ids"]
             depths.append(np.load(shard.with_suffix(".depths.npy")))
-        self.depths = np.concatenate(depths)  # [U, L + 2, D]
+        self.depths = np.concatenate(depths)  # [U, L + 2, 2, D]
         self.row = {id_: i for i, id_ in enumerate(self.ids)}
 
     def __len__(self) -> int:
@@ -102,7 +102,7 @@ class Embeddings:
     @property
     def pooled(self) -> np.ndarray:
         """e [U, D]: the masked mean of the encoder's output."""
-        return self.depths[:, -1]
+        return self.depths[:, -1, 0]
 
     def length(self, i: int) -> int:
         """S' of utterance i."""
@@ -116,7 +116,7 @@ class Embeddings:
 
 
 def write_variants(folder: Path, **sets: np.ndarray) -> None:
-    """Depths [clips, variants, L + 2, D] of recordings in variants that must not decide a cluster, by what varies."""
+    """Depths [clips, variants, L + 2, 2, D] of recordings in variants that must decide no cluster, by what varies."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{VARIANTS}.tmp.npz"
     np.savez(temporary, allow_pickle=False, **{name: x.astype(np.float32) for name, x in sets.items()})

@@ -140,7 +140,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """One pre-norm block; also returns the masked mean of its output, which costs nothing beside it."""
+    """One pre-norm block; also returns the moments of its output, which cost nothing beside it."""
 
     dims: ModelDimensions
     dtype: Any = jnp.float32
@@ -157,20 +157,23 @@ class EncoderBlock(nn.Module):
             jax.nn.gelu(h, approximate=False)
         )
         x = x + h
-        return x, masked_mean(x, weights)
+        return x, moments(x, weights)
 
 
-def masked_mean(x: jax.Array, weights: jax.Array) -> jax.Array:
-    """Mean of x [B, S, D] over the positions weighted by weights [B, S] (1 where there is audio) -> [B, D] float32."""
-    total = jnp.einsum("bsd,bs->bd", x.astype(jnp.float32), weights)
-    return total / jnp.maximum(weights.sum(1, keepdims=True), 1.0)
+def moments(x: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean and standard deviation of x [B, S, D] over the positions weighted by weights [B, S] -> [B, 2, D] float32."""
+    x = x.astype(jnp.float32)
+    count = jnp.maximum(weights.sum(1, keepdims=True), 1.0)
+    mean = jnp.einsum("bsd,bs->bd", x, weights) / count
+    variance = jnp.einsum("bsd,bs->bd", jnp.square(x - mean[:, None]), weights) / count
+    return jnp.stack([mean, jnp.sqrt(variance)], axis=1)
 
 
 class Encoder(nn.Module):
     """Log-mel [B, M, N] -> latents H [B, N / 2, D], N up to 3000 frames.
 
-    With `weights` [B, N / 2], also the masked mean of every depth [B, L + 2, D]: the embedding output, each block,
-    the final norm (the last is the embedding e of the gate).
+    With `weights` [B, N / 2], also mean and standard deviation of every depth [B, L + 2, 2, D]: the embedding output,
+    each block, the final norm (the mean of the last is the embedding e of the gate).
     """
 
     dims: ModelDimensions
@@ -197,7 +200,7 @@ class Encoder(nn.Module):
         x = x + table[: x.shape[1]].astype(self.dtype)
         if weights is None:
             weights = jnp.ones(x.shape[:2], jnp.float32)
-        first = masked_mean(x, weights)
+        first = moments(x, weights)
         scan = nn.scan(
             EncoderBlock,
             variable_axes={"params": 0},
@@ -205,11 +208,9 @@ class Encoder(nn.Module):
             in_axes=nn.broadcast,
             length=d.n_audio_layer,
         )
-        x, means = scan(d, self.dtype, name="blocks")(x, weights)
+        x, blocks = scan(d, self.dtype, name="blocks")(x, weights)
         x = LayerNorm(self.dtype, name="ln_post")(x)
-        depths = jnp.concatenate(
-            [first[None], means, masked_mean(x, weights)[None]]
-        )  # [L + 2, B, D]
+        depths = jnp.concatenate([first[None], blocks, moments(x, weights)[None]])  # [L + 2, B, 2, D]
         return x, depths.swapaxes(0, 1)
 
 

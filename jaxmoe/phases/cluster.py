@@ -49,8 +49,15 @@ def draw(path: Path, xy: np.ndarray, items: list[dict], labels: np.ndarray) -> N
     plt.close(figure)
 
 
-def load(workdir: Path, backbone: str, layer: int) -> tuple[list[dict], np.ndarray, np.ndarray]:
-    """All embedded utterances: metadata, features [U, D] of a depth (0 embedding output, i block i, -1 final norm),
+def pooled(depths: np.ndarray, pooling: str) -> np.ndarray:
+    """Means and standard deviations [..., 2, D] -> features [..., D] ("mean") or [..., 2 D] ("mean+std")."""
+    if pooling not in ("mean", "mean+std"):
+        raise ValueError(f"config.cluster.pooling={pooling!r}: expected mean or mean+std.")
+    return depths[..., 0, :] if pooling == "mean" else depths.reshape(*depths.shape[:-2], -1)
+
+
+def load(workdir: Path, backbone: str, layer: int, pooling: str) -> tuple[list[dict], np.ndarray, np.ndarray]:
+    """All embedded utterances: metadata, features [U, F] of a depth (0 embedding output, i block i, -1 final norm),
     and whether each is in the pre-training sample."""
     items, features, fitted = [], [], []
     for split in SPLITS:
@@ -58,7 +65,7 @@ def load(workdir: Path, backbone: str, layer: int) -> tuple[list[dict], np.ndarr
         for item in prepared.open_metadata(workdir, split):
             if item["id"] in embeddings.row:
                 items.append(item | {"split": split})
-                features.append(embeddings.depths[embeddings.row[item["id"]], layer])
+                features.append(pooled(embeddings.depths[embeddings.row[item["id"]], layer], pooling))
                 fitted.append(split == "train" and bool(item["pretrain"]))
     return items, np.stack(features), np.array(fitted)
 
@@ -77,8 +84,9 @@ class Grouping:
     def __init__(self, config: ConfigDict, workdir: Path):
         c = config.cluster
         self.config, self.backbone = config, config.model.backbone
-        self.items, self.features, self.fitted = load(workdir, self.backbone, c.layer)
-        self.variants = [v[:, :, c.layer] for v in load_variants(workdir / "embeddings" / Path(self.backbone).name)]
+        self.items, self.features, self.fitted = load(workdir, self.backbone, c.layer, c.pooling)
+        variants = load_variants(workdir / "embeddings" / Path(self.backbone).name)
+        self.variants = [pooled(v[:, :, c.layer], c.pooling) for v in variants]
         self.text = text_features(config, self.items) if c.remove_text else None
         self.speakers = np.array([x["speaker"] for x in self.items], dtype=object)
 

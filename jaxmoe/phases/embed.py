@@ -24,6 +24,7 @@ from jaxmoe.data.audio import (
     SAMPLE_RATE,
     SAMPLES_PER_POSITION,
     log_mel_spectrogram,
+    loud_positions,
     positions,
     window,
 )
@@ -37,23 +38,31 @@ from jaxmoe.data.embeddings import (
     write_shard,
     write_variants,
 )
-from jaxmoe.model.whisper import Whisper
+from jaxmoe.model.whisper import Whisper, moments
 from jaxmoe.system import Recogniser
 from jaxmoe.train.setup import Backbone, embeddings_folder, load_backbone
 
 VARIANT_SAMPLES = 12 * SAMPLE_RATE  # longer recordings tell no more of channel and voice
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnames=("model", "frames"))
 def encode(
-    model: Whisper, base: dict, audio: jax.Array, samples: jax.Array
+    model: Whisper, base: dict, audio: jax.Array, samples: jax.Array, frames: str = "audio"
 ) -> tuple[jax.Array, jax.Array]:
-    """Audio [B, n] (zero-padded), true lengths [B] -> latents [B, n / 320, D], depths [B, L + 2, D]."""
+    """Audio [B, n] (zero-padded), true lengths [B] -> latents [B, n / 320, D], depths [B, L + 2, 2, D].
+
+    frames: "audio" pools all that was recorded, "speech" what is loud. The last depth, the gate's, is always of all.
+    """
     mel = log_mel_spectrogram(audio, model.dims.n_mels)
     at = jnp.arange(audio.shape[1] // SAMPLES_PER_POSITION)
     weights = (at[None] < -(-samples[:, None] // SAMPLES_PER_POSITION)).astype(jnp.float32)
     run = lambda m, *args: m.encoder(*args)
-    return model.apply({"params": base}, mel, weights, method=run)
+    if frames not in ("audio", "speech"):
+        raise ValueError(f"config.embed.frames={frames!r}: expected audio or speech.")
+    if frames == "audio":
+        return model.apply({"params": base}, mel, weights, method=run)
+    latents, depths = model.apply({"params": base}, mel, weights * loud_positions(mel), method=run)
+    return latents, depths.at[:, -1].set(moments(latents, weights))
 
 
 def _embed_shard(
@@ -76,7 +85,7 @@ def _embed_shard(
                 audio[j, : len(rows[i]["audio"])] = rows[i]["audio"] / 32768.0
                 samples[j] = len(rows[i]["audio"])
             placed = sharding.put_batch((audio, samples), backbone.mesh)
-            h, means = jax.device_get(encode(whisper, backbone.base, *placed))
+            h, means = jax.device_get(encode(whisper, backbone.base, *placed, frames=config.embed.frames))
             for j, i in enumerate(chosen):
                 latents[i] = h[j, : positions(int(samples[j])) + margin].astype(np.float16)
                 depths[i] = means[j]
@@ -147,7 +156,8 @@ def embed_variants(config: ConfigDict, workdir: Path, backbone: Backbone) -> Non
         for row, x in zip(audio, said, strict=True):
             row[: len(x)] = x
         placed = jax.device_put((audio, np.full(len(said), len(samples), np.int32)), sharding.replicated(backbone.mesh))
-        depths = np.asarray(encode(backbone.model.whisper, backbone.base, *placed)[1])  # [1 + 2 draws, L + 2, D]
+        made = encode(backbone.model.whisper, backbone.base, *placed, frames=config.embed.frames)
+        depths = np.asarray(made[1])  # [1 + 2 draws, L + 2, 2, D]
         sets["channel"].append(depths[: 1 + draws])
         sets["voice"].append(np.concatenate([depths[:1], depths[1 + draws :]]))
     write_variants(folder, **{name: np.stack(x) for name, x in sets.items()})

@@ -165,3 +165,10 @@ def test_samples_must_be_a_batch_of_floats():
 def test_pad_or_trim():
     assert audio.pad_or_trim(np.ones((2, 5)), 3).shape == (2, 3)
     np.testing.assert_array_equal(audio.pad_or_trim(np.ones(2), 4), [1, 1, 0, 0])
+
+
+def test_loud_positions_leave_out_what_is_25_db_below_the_loudest_frame():
+    x = np.concatenate([tone(16000)[:, 0], 0.1 * tone(16000)[:, 0], 0.01 * tone(16000)[:, 0]])  # 0, -20, -40 dB
+    loud = np.asarray(audio.loud_positions(audio.log_mel_spectrogram(jnp.asarray(x[None]), 80)))[0]
+    assert loud.shape == (150,)
+    np.testing.assert_array_equal(loud[[10, 40, 60, 90, 110, 140]], [True, True, True, True, False, False])

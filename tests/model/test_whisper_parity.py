@@ -48,7 +48,8 @@ def run_theirs(model, mel: np.ndarray, tokens: np.ndarray):
             decoder_input_ids=torch.tensor(tokens, dtype=torch.long),
             output_hidden_states=True,
         )
-    depths = torch.stack([h.mean(1) for h in out.encoder_hidden_states], 1)  # the last is after the final norm
+    # The last is after the final norm.
+    depths = torch.stack([torch.stack([h.mean(1), h.std(1, correction=0)], 1) for h in out.encoder_hidden_states], 1)
     return tuple(x.numpy() for x in (out.encoder_last_hidden_state, depths, out.logits))
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from jaxmoe.clustering import features, methods, quality
+from jaxmoe.phases.cluster import pooled
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +143,11 @@ def test_density_and_probe(blobs):
     assert quality.density(points, truth) > 0.5 > quality.density(points, shuffled)
     told = quality.probe(points[::2], truth[::2], points[1::2], truth[1::2])
     assert told == {"accuracy": 1.0, "chance": 0.25}
+
+
+def test_pooling_takes_means_or_means_and_deviations_of_a_depth():
+    depths = np.arange(12.0).reshape(2, 2, 3)  # two utterances, mean and deviation, width 3
+    np.testing.assert_array_equal(pooled(depths, "mean"), [[0, 1, 2], [6, 7, 8]])
+    np.testing.assert_array_equal(pooled(depths, "mean+std"), [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]])
+    with pytest.raises(ValueError, match="expected mean or mean\\+std"):
+        pooled(depths, "max")

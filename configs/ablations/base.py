@@ -1,0 +1,17 @@
+"""As method.py, with the multilingual base for tiny.en: a larger model, whose zero-shot WER is lower.
+
+COMMAND: python -m jaxmoe.ablate --config=configs/ablations/base.py
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ablations import method
+
+
+def get_config() -> ConfigDict:
+    c = method.get_config().unlock()
+    c.model.update(backbone="base", second="")
+    return c.lock()
+
+
+VARIANTS = {name: method.VARIANTS[name] for name in ("lora", "moe", "oracle", "zero-shot")}
