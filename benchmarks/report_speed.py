@@ -40,6 +40,7 @@ def write(workdir: Path, utterances: int, speakers: int) -> None:
             | {"prompt": f"p{n % 9000}", "prompt_seen": n % 3 > 0, "duration_s": length * 0.5, "simulated": True}
             | {
                 "reference": " ".join(rng.choice(WORDS, length)),
+                "transcript": "",
                 "translation_reference": " ".join(rng.choice(WORDS, 9)),
             }
             | {"translation_origin": "corpus", "flags": [], "gates": None, "cluster": None}

@@ -29,7 +29,7 @@ from jaxmoe.eval.systems import Clip, NotRun, Part, System
 Row = dict[str, Any]
 FIELDS = (
     *("id", "speaker", "voice", "channel", "etiology", "severity", "sex", "language", "prompt", "prompt_seen"),
-    *("duration_s", "simulated"),
+    *("duration_s", "simulated", "transcript"),
 )
 WITHOUT_EFFECT = {"max_chars", "acknowledge_privacy"}  # on what comes out
 
@@ -140,7 +140,7 @@ def _start(job: Job, system: System, translators: dict[Part, mt.Translator | str
         recognised = depends_on(job.config, job.workdir, system.recogniser)
         recognised["clips"] = digest([job.source, [(x["id"], x["text"]) for x in job.items]])
         translator, translated = _translator(job, system, translators)
-        settings = {"recognised": recognised, "translated": translated, "table": digest(list(job.items))}
+        settings = {"recognised": recognised, "translated": translated, "table": digest([FIELDS, list(job.items)])}
         if _about(folder).get("fingerprint") == digest(settings) and _is_whole(folder):
             print(f"{system.key}: kept, nothing that it depends on has changed")
             return None

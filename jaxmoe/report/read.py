@@ -16,6 +16,7 @@ from jaxmoe.eval import systems
 SHARED: dict[str, type | tuple[type, ...]] = {
     "speaker": str,
     "reference": str,
+    "transcript": str,  # as annotated, with its markup; "" where the reference is the annotation
     "translation_reference": str,
     "translation_origin": str,
     "etiology": str,

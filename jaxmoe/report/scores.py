@@ -80,6 +80,10 @@ class Scores:
 def score_systems(utterances: Utterances, runs: list[SystemRun], regime: str) -> dict[str, Scores]:
     """Scores of every system that was run, by key; `regime` is the one of WER and CER."""
     translations = _translation_statistics(utterances, [run for run in runs if any(run.translations)])
+    # `sap` reads an annotation's markup, `whisper` has one plain reference.
+    plain = utterances["reference"]
+    annotated = [t or r for t, r in zip(utterances["transcript"], plain, strict=True)]
+    said = {name: annotated if name == "sap" else plain for name in wer.REGIMES}
     out = {}
     for run in runs:
         if not run.was_run:
@@ -87,8 +91,8 @@ def score_systems(utterances: Utterances, runs: list[SystemRun], regime: str) ->
         counts, regimes = None, {}
         # kind "mt" was given the reference; an end-to-end system may write no English at all.
         if run.kind == "asr+mt" or (run.kind == "e2e" and any(run.hypotheses)):
-            for name in wer.REGIMES:
-                found = wer.score(utterances["reference"], run.hypotheses, name)
+            for name, references in said.items():
+                found = wer.score(references, run.hypotheses, name)
                 regimes[name] = {"wer": found.wer, "cer": found.cer}
                 counts = found if name == regime else counts
         bleu_table, chrf_table = translations.get(run.key, (None, None))

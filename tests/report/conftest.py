@@ -69,6 +69,7 @@ def _utterances(rng: np.random.Generator, speakers: int, per_speaker: int) -> li
                     "duration_s": round(float(rng.uniform(2, 12)), 2),
                     "simulated": True,
                     "reference": " ".join(rng.choice(WORDS, length)),
+                    "transcript": "",
                     "translation_reference": " ".join(rng.choice(GERMAN, length)) + ".",
                     "translation_origin": "Synthetic MT" if n % 2 else "corpus",
                 }
