@@ -18,6 +18,7 @@ from absl import app, flags
 
 from jaxmoe.data import forgetting, lineage
 from jaxmoe.report.data_card import write_card
+from jaxmoe.system import personal_folder
 from jaxmoe.weights import cache_folder
 
 SPEAKER = flags.DEFINE_string("speaker", None, "The speaker's id, as in the corpus.", required=True)
@@ -31,6 +32,7 @@ def forget(workdir: Path, speaker: str) -> list[Path]:
       RuntimeError: something of the speaker is still there.
     """
     traces = forgetting.find_traces(workdir, speaker)
+    traces.files.add(personal_folder(workdir, speaker).name)
     trained = lineage.trained_on(workdir, speaker)
     if not traces.ids and not trained:
         raise ValueError(f"{workdir}: no speaker {speaker!r}; ids are those of corpus/metadata_<split>.jsonl.")
@@ -45,7 +47,7 @@ def forget(workdir: Path, speaker: str) -> list[Path]:
         print(f"{cache}: rewritten")
     if left := forgetting.leftovers(workdir, traces):
         raise RuntimeError(f"something of speaker {speaker!r} is still in {', '.join(map(str, left))}.")
-    return trained
+    return [folder for folder in trained if folder.exists()]
 
 
 def run(speaker: str, workdirs: Sequence[str]) -> bool:

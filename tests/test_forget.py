@@ -12,9 +12,10 @@ from jaxmoe import forget
 from jaxmoe.data import lineage, prepared
 from jaxmoe.data.embeddings import Embeddings, write_shard
 from jaxmoe.phases import prepare
+from jaxmoe.system import personal_folder
 from tests.phases.test_prepare import config_for, speech, stored
 
-CANARY, TEXT, HEARD = "canary-7f3a", "The yellow bird sings at dawn.", "The yellow burt sinks at dawn."
+CANARY, TEXT, HEARD = "canary 7f3a", "The yellow bird sings at dawn.", "The yellow burt sinks at dawn."
 
 
 def lines(path: Path, rows: list[dict]) -> None:
@@ -43,7 +44,10 @@ def run(tmp_path, monkeypatch):
     rows = prepared.open_metadata(workdir, "train")
     ids, numbers = [r["id"] for r in rows], np.arange(len(rows))
     latents = [np.full((2 + n % 3, 4), n) for n in numbers]
-    write_shard(workdir / "embeddings/tiny/train", 0, ids, latents, np.tile(numbers[:, None, None, None], (1, 3, 2, 4)))
+    folder = workdir / "embeddings/tiny/train"
+    write_shard(folder, 0, ids, latents, np.tile(numbers[:, None, None, None], (1, 3, 2, 4)))
+    window = f"{next(r['id'] for r in rows if r['speaker'] == CANARY)}#0"  # of a long recording, alone in its shard
+    write_shard(folder, 1, [window], [np.ones((2, 4))], np.ones((1, 3, 2, 4)))
     lines(workdir / "clusters/assignments.jsonl", [{"id": i, "cluster": 0} for i in ids])
     (workdir / "clusters/map.json").write_text(json.dumps({"points": [{"id": i, "x": 0.5} for i in ids]}))
     heard = [{"id": r["id"], "hypothesis": HEARD if r["text"] == TEXT else r["text"]} for r in rows]
@@ -57,10 +61,11 @@ def run(tmp_path, monkeypatch):
     (workdir / "report/index.html").write_text(f"<td>{CANARY}</td><td>{HEARD}</td>")
     (workdir / "joint.previous").mkdir()
     (workdir / "joint.previous/notes.txt").write_text(f"worst: {CANARY}")
-    (workdir / "personalize" / CANARY).mkdir(parents=True)
-    (workdir / "personalize" / CANARY / "adapter.bin").write_bytes(b"\0\1")
     lineage.write(workdir / "joint", [r["speaker"] for r in rows])
     lineage.write(workdir / "mt", ["speaker-0"])
+    for who in (CANARY, "speaker-0"):
+        lineage.write(personal_folder(workdir, who), [who], workdir / "joint")
+        (personal_folder(workdir, who) / "adapter.bin").write_bytes(b"\0\1")
     (workdir / "old/checkpoints").mkdir(parents=True)
     monkeypatch.setattr(forget, "cache_folder", lambda: tmp_path / "cache")
     (tmp_path / "cache").mkdir()
@@ -81,7 +86,8 @@ def test_nothing_of_a_forgotten_speaker_is_left(run, tmp_path):
     before = stored(run)
     assert holding(run, CANARY, TEXT, HEARD) and holding(tmp_path / "cache", TEXT, HEARD)
     trained = forget.forget(run, CANARY)
-    assert trained == [run / "joint"]
+    assert trained == [run / "joint", run / "personalize/speaker-0"]  # which began with joint
+    assert not personal_folder(run, CANARY).exists()
     for folder in (run, tmp_path / "cache"):
         assert not holding(folder, CANARY, TEXT, HEARD)
     after = stored(run)

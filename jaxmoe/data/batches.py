@@ -58,6 +58,7 @@ class Utterances:
     given: bool = False  # whether the posterior is the routing, instead of what a gate makes of the embedding
     translations: Sequence[str] = ()  # [U] German references
     speakers: Sequence[str] = ()  # [U], whose they are
+    left_out: Sequence[dict[str, str]] = ()  # what is not among them: id, split, reason
 
     def gate_inputs(self, picked: np.ndarray) -> np.ndarray:
         """What the gate reads of the utterances `picked`: the pooled embedding [B, D], or the posterior [B, E]."""

@@ -4,7 +4,7 @@ A shard is three files: NNNNN.latents.npy [sum of S', D] float16, NNNNN.depths.n
 and standard deviation) and, written last, NNNNN.json with the ids and lengths. A shard without its JSON does not exist.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 import json
 import os
 from pathlib import Path
@@ -27,7 +27,8 @@ def write_shard(
     """Writes one shard: latents are per utterance [S', D], depths [U, L + 2, 2, D]."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"{number:05d}"
-    np.save(folder / f"{stem}.latents.npy", np.concatenate(latents).astype(np.float16))
+    none = np.zeros((0, depths.shape[-1]), np.float16)
+    np.save(folder / f"{stem}.latents.npy", np.concatenate([none, *latents]).astype(np.float16))
     np.save(folder / f"{stem}.depths.npy", depths.astype(np.float32))
     temporary = folder / f"{stem}.json.tmp"
     lengths = [len(x) for x in latents]
@@ -70,6 +71,23 @@ def load_windows(folder: Path) -> list[dict[str, Any]]:
     return [window for line in whole.splitlines() for window in json.loads(line)["windows"]]
 
 
+def with_windows(rows: Iterable[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a split; of a recording that was cut into windows, these: its fields, but their id, text and samples.
+
+    `row` is the recording's number in the split, `start` the first sample. Windows have no German: it is of the whole.
+    """
+    windows: dict[str, list[dict[str, Any]]] = {}
+    for window in load_windows(folder):
+        windows.setdefault(window["parent"], []).append(window)
+    for number, row in enumerate(rows):
+        row = row | {"row": number, "start": 0}
+        if row["id"] not in windows:
+            yield row
+        for w in windows.get(row["id"], ()):
+            part = {"id": w["id"], "text": w["text"], "start": w["start"], "samples": w["end"] - w["start"]}
+            yield row | part | {"translation": "", "translation_origin": ""}
+
+
 class Embeddings:
     """Random access to the shards of one folder; latents stay on disk until read."""
 
@@ -84,9 +102,9 @@ class Embeddings:
             index = json.loads(shard.read_text())
             latents = np.load(shard.with_suffix(".latents.npy"), mmap_mode="r")
             ends = np.cumsum(index["lengths"])
-            if len(latents) != ends[-1]:
+            if len(latents) != sum(index["lengths"]):
                 raise ValueError(
-                    f"{shard}: names {ends[-1]} positions, its latents hold {len(latents)}; "
+                    f"{shard}: names {sum(index['lengths'])} positions, its latents hold {len(latents)}; "
                     f"delete {shard.stem}.* and run --phase=embed again."
                 )
             for end, length in zip(ends, index["lengths"], strict=True):

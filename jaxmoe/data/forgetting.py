@@ -32,11 +32,13 @@ class Traces:
       speaker: the id.
       ids: of the utterances.
       texts: what they alone have said, or what was heard or translated of them alone.
+      files: names of files and folders that are theirs.
     """
 
     speaker: str
     ids: set[str] = field(default_factory=set)
     texts: set[str] = field(default_factory=set)
+    files: set[str] = field(default_factory=set)
 
     def names(self, value: object) -> bool:
         """Whether a value of a table is one of the speaker's."""
@@ -98,7 +100,8 @@ def clean(workdir: Path, traces: Traces) -> list[str]:
     for path in sorted(workdir.glob("embeddings/*/*.npz")) if done else ():  # sums and samples that name nobody
         path.unlink()
         done.append(f"{path}: removed; --phase=embed --force makes it again")
-    for path in sorted((p for p in workdir.rglob("*") if traces.names(p.name)), reverse=True):
+    theirs = (p for p in workdir.rglob("*") if traces.names(p.name) or p.name in traces.files)
+    for path in sorted(theirs, reverse=True):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         done.append(f"{path}: removed")
     cleaners: dict[str, Callable[[Path, Traces], bool]] = {

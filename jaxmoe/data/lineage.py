@@ -17,21 +17,26 @@ def pseudonym(speaker: str) -> str:
     return hashlib.blake2b(speaker.encode("utf-8", "replace"), digest_size=8).hexdigest()
 
 
-def write(folder: Path, speakers: Iterable[str]) -> None:
-    """Notes in `folder` whose utterances what is trained there has seen."""
+def write(folder: Path, speakers: Iterable[str], start: Path | None = None) -> None:
+    """Notes in `folder` whose utterances what is trained there sees, or the model in `start`, its origin, has seen."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FILE).write_text(json.dumps({"speakers": sorted({pseudonym(s) for s in speakers})}))
+    seen = {pseudonym(s) for s in speakers} | (_seen(start / FILE) if start else set())
+    (folder / FILE).write_text(json.dumps({"speakers": sorted(seen)}))
+
+
+def _seen(note: Path) -> set[str]:
+    return set(json.loads(note.read_text())["speakers"]) if note.exists() else set()
 
 
 def trained_on(workdir: Path, speaker: str) -> list[Path]:
     """Folders under `workdir` whose models have seen that speaker."""
-    notes = sorted(workdir.rglob(FILE))
-    return [note.parent for note in notes if pseudonym(speaker) in json.loads(note.read_text())["speakers"]]
+    return [note.parent for note in sorted(workdir.rglob(FILE)) if pseudonym(speaker) in _seen(note)]
 
 
 def without_lineage(workdir: Path) -> list[Path]:
-    """Folders under `workdir` that hold checkpoints and do not say whom they have seen."""
-    trained = sorted({path.parent for path in workdir.rglob("checkpoints") if path.is_dir()})
+    """Folders under `workdir` that hold a model and do not say whom it has seen."""
+    models = (path for name in ("checkpoints", "params") for path in workdir.rglob(name) if path.is_dir())
+    trained = sorted({path.parent for path in models if "checkpoints" not in path.relative_to(workdir).parts[:-1]})
     return [folder for folder in trained if not (folder / FILE).exists()]
 
 

@@ -49,6 +49,12 @@ def corpus_pairs(workdir: Path, split: str) -> list[Pair]:
     return sorted({(row["text"], row["translation"]) for row in rows if row["text"] and row["translation"]})
 
 
+def speakers(workdir: Path, splits: Iterable[str]) -> set[str]:
+    """Whose utterances the pairs of these splits are."""
+    rows = (row for split in splits for row in prepared.open_metadata(workdir, split))
+    return {row["speaker"] for row in rows if row["text"] and row["translation"]}
+
+
 def read_tsv(path: Path) -> list[Pair]:
     """Pairs of a file with a line `English<TAB>German` each.
 

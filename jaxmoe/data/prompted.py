@@ -53,6 +53,7 @@ class Spoken:
     samples: Callable[[], np.ndarray] | None
     positions: int
     targets: dict[str, list[int]]
+    speaker: str = ""
 
 
 class PromptedSource:

@@ -140,7 +140,8 @@ def _start(job: Job, system: System, translators: dict[Part, mt.Translator | str
         recognised = depends_on(job.config, job.workdir, system.recogniser)
         recognised["clips"] = digest([job.source, [(x["id"], x["text"]) for x in job.items]])
         translator, translated = _translator(job, system, translators)
-        settings = {"recognised": recognised, "translated": translated, "table": digest([FIELDS, list(job.items)])}
+        table = digest([FIELDS, *job.items])
+        settings = {"recognised": recognised, "translated": translated, "table": table}
         if _about(folder).get("fingerprint") == digest(settings) and _is_whole(folder):
             print(f"{system.key}: kept, nothing that it depends on has changed")
             return None

@@ -22,14 +22,23 @@ import optax
 
 from jaxmoe import mt
 from jaxmoe.checkpoint import load_params
-from jaxmoe.data import lineage, prepared
+from jaxmoe.data import prepared
 from jaxmoe.data.batches import Batch, BatchSource, Utterances, iterate
+from jaxmoe.data.embeddings import with_windows
 from jaxmoe.model.moe import MoEWhisper
 from jaxmoe.train import losses, optimizer, risk
 from jaxmoe.train import state as states
 from jaxmoe.train.loop import StepFn, fit
 from jaxmoe.train.risk import RiskBatch
-from jaxmoe.train.setup import Backbone, load_backbone, load_utterances, make_tx, validation
+from jaxmoe.train.setup import (
+    Backbone,
+    embeddings_folder,
+    load_backbone,
+    load_utterances,
+    make_tx,
+    note_utterances,
+    validation,
+)
 from jaxmoe.weights import cache_folder
 
 MODES = {"risk": ("risk",), "distill": ("distill",), "both": ("risk", "distill")}
@@ -104,7 +113,10 @@ def _german(config: ConfigDict, workdir: Path, split: str) -> Callable[[dict[str
         return lambda item: item["translation"]
     if config.cascade.teacher != "translator":
         raise ValueError(f"config.cascade.teacher={config.cascade.teacher!r}; expected references or translator.")
-    texts = sorted({item["text"] for item in prepared.open_metadata(workdir, split)})
+    items = with_windows(
+        prepared.open_metadata(workdir, split), embeddings_folder(workdir, config.model.backbone, split)
+    )
+    texts = sorted({item["text"] for item in items})
     german = dict(zip(texts, translator(config).translate(texts), strict=True))
     return lambda item: german[item["text"]]
 
@@ -132,21 +144,26 @@ def train(config: ConfigDict, workdir: Path, mode: str, backbone: Backbone) -> N
     params = load_params(workdir / "joint" / "params", like)
 
     def load(split: str) -> Utterances:
-        german: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         if mode == "distill":
-            german = {"language": "de", "said": _german(config, workdir, split)}
-        return load_utterances(config, workdir, backbone, split, **german)
+            options = {"language": "de", "said": _german(config, workdir, split)}
+        elif split == "train":  # windows of long recordings have no German to judge by
+            options = {"said": lambda item: item["text"] if item["translation"] else ""}
+        return load_utterances(config, workdir, backbone, split, **options)
 
-    said, held_out = load("train"), load("validation")
     prepare: dict[str, Any] = {}
     if mode == "risk":
-        if missing := sum(not german for german in said.translations):
-            raise ValueError(f"{missing} of {len(said)} train utterances have no German reference; --phase=references.")
+        items = prepared.open_metadata(workdir, "train")
+        if missing := sum(not item["translation"] for item in items):
+            found = f"{missing} of {len(items)} train utterances"
+            raise ValueError(f"{found} have no German reference; --phase=references.")
+    said, held_out = load("train"), load("validation")
+    if mode == "risk":
         fields = {"n": c.nbest, "refresh": c.refresh, "metric": c.cost}
         prepare["prepare"] = Lister(backbone, said, translator(config).translate, **fields)
     trainable = [r"gate/.*", r"experts/.*"] + [r"shared/.*"] * bool(model.shared_rank)
     tx = make_tx(c, params, trainable)
-    lineage.write(workdir / "cascade" / mode, said.speakers)
+    note_utterances(workdir / "cascade" / mode, said, held_out, workdir / "joint")
     fit(
         make_step(model, tx, ce=c.ce, balance=config.joint.balance),
         states.create(params, tx, config.seed),

@@ -19,7 +19,7 @@ import numpy as np
 from jaxmoe.clustering import methods, quality
 from jaxmoe.clustering.features import Space
 from jaxmoe.data import prepared
-from jaxmoe.data.embeddings import Embeddings, load_variants
+from jaxmoe.data.embeddings import Embeddings, load_variants, with_windows
 from jaxmoe.train.setup import embeddings_folder, load_backbone
 
 SPLITS = ("train", "validation", "evaluation")
@@ -57,13 +57,14 @@ def pooled(depths: np.ndarray, pooling: str) -> np.ndarray:
 
 
 def load(workdir: Path, backbone: str, layer: int, pooling: str) -> tuple[list[dict], np.ndarray, np.ndarray]:
-    """All embedded utterances: metadata, features [U, F] of a depth (0 embedding output, i block i, -1 final norm),
-    and whether each is in the pre-training sample."""
+    """All embedded utterances, of long recordings their windows: metadata, features [U, F] of a depth (0 embedding
+    output, i block i, -1 final norm), and whether each is in the pre-training sample."""
     items, features, fitted = [], [], []
     for split in SPLITS:
-        embeddings = Embeddings(embeddings_folder(workdir, backbone, split))
-        for item in prepared.open_metadata(workdir, split):
-            if item["id"] in embeddings.row:
+        folder = embeddings_folder(workdir, backbone, split)
+        embeddings = Embeddings(folder)
+        for item in with_windows(prepared.open_metadata(workdir, split), folder):
+            if item["id"] in embeddings.row and item["text"]:  # a window may hold no speech
                 items.append(item | {"split": split})
                 features.append(pooled(embeddings.depths[embeddings.row[item["id"]], layer], pooling))
                 fitted.append(split == "train" and bool(item["pretrain"]))

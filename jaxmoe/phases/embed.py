@@ -35,6 +35,7 @@ from jaxmoe.data.embeddings import (
     embedded_ids,
     load_windows,
     next_shard,
+    with_windows,
     write_shard,
     write_variants,
 )
@@ -93,37 +94,37 @@ def _embed_shard(
 
 
 def embed_split(config: ConfigDict, workdir: Path, backbone: Backbone, split: str) -> None:
-    """Embeds what is missing of a split: recordings of up to 30 s, then the windows of longer ones."""
+    """Embeds what is missing of a split: recordings of up to 30 s, and the windows of longer ones."""
     from tqdm import tqdm
 
     source, metadata = prepared.open_split(workdir, split), prepared.open_metadata(workdir, split)
     folder = embeddings_folder(workdir, backbone.name, split)
     have = embedded_ids(folder)
-    short = [(i, x["id"]) for i, x in enumerate(metadata) if x["samples"] <= N_SAMPLES]
-    rows = [(i, id_, slice(None)) for i, id_ in short if id_ not in have]
     if split != "evaluation":
-        row_of = {x["id"]: i for i, x in enumerate(metadata)}
-        cut = cut_long(backbone, source, metadata, folder)
-        rows += [(row_of[w["parent"]], w["id"], slice(w["start"], w["end"])) for w in cut if w["id"] not in have]
+        cut_long(backbone, source, metadata, folder)
+    rows = [x for x in with_windows(metadata, folder) if x["samples"] <= N_SAMPLES and x["id"] not in have]
+    if not rows and not have:  # long recordings alone
+        dims = backbone.model.dims
+        write_shard(folder, 0, [], [], np.zeros((0, dims.n_audio_layer + 2, dims.n_audio_state)))
     first = next_shard(folder)
     with tqdm(total=len(rows), desc=f"embed {backbone.name} {split}", unit="utt") as bar:
         for number, start in enumerate(range(0, len(rows), SHARD_ROWS), first):
             chosen = rows[start : start + SHARD_ROWS]
-            sound = [{"audio": source[i]["audio"][part]} for i, _, part in chosen]
+            sound = [{"audio": source[x["row"]]["audio"][x["start"] :][: x["samples"]]} for x in chosen]
             latents, depths = _embed_shard(backbone, sound, config)
-            write_shard(folder, number, [id_ for _, id_, _ in chosen], latents, depths)
+            write_shard(folder, number, [x["id"] for x in chosen], latents, depths)
             bar.update(len(chosen))
 
 
-def cut_long(backbone: Backbone, source: Sequence[dict], metadata: Sequence[dict], folder: Path) -> list[dict]:
-    """The windows of recordings over 30 s, cut once and kept in FOLDER/windows.jsonl."""
+def cut_long(backbone: Backbone, source: Sequence[dict], metadata: Sequence[dict], folder: Path) -> None:
+    """Cuts recordings over 30 s into windows, each once; they are kept in FOLDER/windows.jsonl."""
     from tqdm import tqdm
 
     done = load_windows(folder)
     parents = {w["parent"] for w in done}
     long = [i for i, x in enumerate(metadata) if x["samples"] > N_SAMPLES and x["id"] not in parents]
     if not long:
-        return done
+        return
     whisper = backbone.model.whisper
     aligner = Aligner(Recogniser(backbone.name, whisper, backbone.base, backbone.tokenizer))
     for i in tqdm(long, desc=f"cut {folder.name}", unit="utt"):
@@ -134,7 +135,6 @@ def cut_long(backbone: Backbone, source: Sequence[dict], metadata: Sequence[dict
         f"{len(long)} recordings over 30 s are cut into windows ({folder / 'windows.jsonl'}); "
         f"in {doubtful} of {len(done)} the model hears little of the text."
     )
-    return done
 
 
 def embed_variants(config: ConfigDict, workdir: Path, backbone: Backbone) -> None:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 import optax
 
 from jaxmoe import sharding
+from jaxmoe.data import lineage
 from jaxmoe.data import pairs as pair_data
 from jaxmoe.data.batches import iterate
 from jaxmoe.data.pairs import Encoded, Pair, PairBatch, PairSource
@@ -120,6 +121,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         given = pair_data.read_tsv(Path(config.mt_tuning.pairs))
         more = pair_data.without(given, [*corpus["evaluation"], *validation, *train])
     folder = workdir / "mt"
+    lineage.write(folder, pair_data.speakers(workdir, ("train", "validation")))  # validation chooses what is kept
     counts = {"corpus": len(train), "given": len(more), "validation": len(validation)}
     print(", ".join(f"{name} pairs: {count}" for name, count in counts.items()))
     tune(config, folder, config.mt.model, [*train, *more], validation)

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 from jaxmoe.checkpoint import load_params, save_params
-from jaxmoe.data import prepared
+from jaxmoe.data import lineage, prepared
 from jaxmoe.data.batches import Batch, Utterances, collate
 from jaxmoe.eval import bootstrap, wer
 from jaxmoe.model import personal
@@ -154,6 +154,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             given, rest = chosen([ids[i] for i in members], c.shots, config.seed)
             given, rest = [members[i] for i in given], [members[i] for i in rest]
             mine = adapter(given)
+            lineage.write(file.parent, [speaker], workdir / "joint")
             save_params(file.parent / "params", mine)
             before = hypotheses(config, backbone, model, params, utterances, rest)
             after = hypotheses(config, backbone, wide, mine, utterances, rest)

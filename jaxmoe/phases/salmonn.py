@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import optax
 
 from jaxmoe import sharding
+from jaxmoe.data import lineage
 from jaxmoe.data.batches import iterate
 from jaxmoe.data.prompted import PromptedSource
 from jaxmoe.model.salmonn import Prompted, Salmonn
@@ -58,10 +59,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
     c, opened = config.salmonn, open_salmonn(config)
     make = lambda found, **more: PromptedSource(found, opened.wrapping, batch_size=c.batch_size, **more)
     held_out = utterances(config, workdir, opened, "validation")
-    train = make(
-        utterances(config, workdir, opened, "train"), steps=c.steps, seed=config.seed,
-        translation_share=c.translation_share,
-    )  # fmt: skip
+    spoken = utterances(config, workdir, opened, "train")
+    lineage.write(workdir / "salmonn", (x.speaker for x in spoken))
+    train = make(spoken, steps=c.steps, seed=config.seed, translation_share=c.translation_share)
     count = max(len(held_out) // c.batch_size, 1)
     tx = make_tx(c, opened.params, [r".*"])
     fit(

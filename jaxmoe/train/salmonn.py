@@ -13,7 +13,7 @@ import numpy as np
 from jaxmoe import sharding, weights
 from jaxmoe.data import prepared
 from jaxmoe.data.audio import N_SAMPLES, positions
-from jaxmoe.data.embeddings import Embeddings
+from jaxmoe.data.embeddings import Embeddings, with_windows
 from jaxmoe.data.prompted import Spoken, Wrapping
 from jaxmoe.model.beats import Beats
 from jaxmoe.model.llm import LanguageModel
@@ -24,7 +24,7 @@ from jaxmoe.model.moe import resolve_dtype
 from jaxmoe.model.qformer import Connector, QFormerDimensions
 from jaxmoe.model.salmonn import Params, Salmonn
 from jaxmoe.model.whisper import Encoder
-from jaxmoe.train.setup import embeddings_folder
+from jaxmoe.train.setup import NO_LATENTS, embeddings_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -109,14 +109,18 @@ def make_wrapping(tokenizer: "Tokenizer", template: str, end: str) -> Wrapping:
 
 
 def utterances(config: ConfigDict, workdir: Path, opened: Opened, split: str, limit: int = 300) -> list[Spoken]:
-    """What a split offers, up to 30 s each; targets of over `limit` tokens are left out and counted."""
+    """What a split offers, of long recordings their windows; what is left out is counted.
+
+    Windows are transcribed only; targets of over `limit` tokens are left out.
+    """
     folder = embeddings_folder(workdir, config.model.backbone, split)
     cached = Embeddings(folder) if config.embed.context == "trimmed" else None
     source = prepared.open_split(workdir, split)
     encode, end = opened.wrapping.encode, opened.wrapping.end
-    out, too_long = [], 0
-    for i, item in enumerate(prepared.open_metadata(workdir, split)):
+    out, too_long, unembedded = [], 0, 0
+    for item in with_windows(prepared.open_metadata(workdir, split), folder):
         if item["samples"] > N_SAMPLES or (cached and item["id"] not in cached.row):
+            unembedded += 1
             continue
         texts = {"translation": item["translation"].strip(), "asr": item["text"].strip()}
         targets = {task: [*encode(text), end] for task, text in texts.items() if text}
@@ -124,8 +128,11 @@ def utterances(config: ConfigDict, workdir: Path, opened: Opened, split: str, li
         targets = {task: t for task, t in targets.items() if len(t) <= limit}
         if targets:
             row = cached.row[item["id"]] if cached else None
-            samples = functools.partial(_samples, source, i)
-            out.append(make_spoken(cached, row, samples, item["samples"], opened, targets))
+            samples = functools.partial(_samples, source, item)
+            spoken = make_spoken(cached, row, samples, item["samples"], opened, targets)
+            out.append(dataclasses.replace(spoken, speaker=item["speaker"]))
+    if unembedded:
+        print(f"{unembedded} utterances of split {split!r} are left out: {NO_LATENTS}")
     if too_long:
         print(f"{too_long} texts of split {split!r} exceed {limit} tokens and are left out")
     if not out:
@@ -143,5 +150,5 @@ def make_spoken(
     return Spoken(latents, samples if opened.model.beats else None, cached.length(row), targets)
 
 
-def _samples(source: prepared.Split, i: int) -> np.ndarray:
-    return source[i]["audio"].astype(np.float32) / 32768.0
+def _samples(source: prepared.Split, item: dict[str, Any]) -> np.ndarray:
+    return source[item["row"]]["audio"][item["start"] :][: item["samples"]].astype(np.float32) / 32768.0

@@ -1,6 +1,7 @@
 """What the training phases open: the backbone on the mesh, and the utterances of a split with their tokens."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 import dataclasses
 import json
 from pathlib import Path
@@ -13,8 +14,9 @@ import optax
 
 from jaxmoe import sharding
 from jaxmoe.data import lineage, prepared
+from jaxmoe.data.audio import N_SAMPLES
 from jaxmoe.data.batches import Batch, BatchSource, Utterances, iterate
-from jaxmoe.data.embeddings import Embeddings, load_windows
+from jaxmoe.data.embeddings import Embeddings, with_windows
 from jaxmoe.data.text import Tokenizer
 from jaxmoe.model import lora
 from jaxmoe.model.load import load_whisper
@@ -22,6 +24,8 @@ from jaxmoe.model.moe import MoEWhisper, make_moe
 from jaxmoe.train import losses, optimizer
 from jaxmoe.train import state as states
 from jaxmoe.train.loop import StepFn, fit
+
+NO_LATENTS = "no latents, --phase=embed --force makes them"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +74,14 @@ def load_posterior(workdir: Path, num_experts: int, *, fitted: bool = True) -> d
     return posterior
 
 
-def _with_windows(metadata: Sequence[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a split; of a recording that was cut into windows, these: its fields with their own id and text."""
-    windows: dict[str, list[dict[str, Any]]] = {}
-    for window in load_windows(folder):
-        windows.setdefault(window["parent"], []).append(window)
-    for row in metadata:
-        if row["id"] not in windows:
-            yield row
-        of_part = {"translation": "", "translation_origin": ""}  # the German is of the whole
-        yield from (
-            row | of_part | {"id": w["id"], "text": w["text"]} for w in windows.get(row["id"], ()) if w["text"]
-        )
+def _why_not(item: dict[str, Any], split: str, embedded: bool, text: str, excess: int) -> str:
+    """Why an utterance cannot be trained on, "" if it can; excess: tokens that the decoder has no room for."""
+    if not embedded:
+        whole = split == "evaluation" and item["samples"] > N_SAMPLES
+        return "over 30 s, which evaluation hears whole" if whole else NO_LATENTS
+    if not text:
+        return "no text to learn"
+    return "more tokens than the decoder has room for" if excess > 0 else ""
 
 
 def load_utterances(
@@ -95,39 +95,47 @@ def load_utterances(
     language: str = "en",
     said: Callable[[dict[str, Any]], str] = lambda item: item["text"],
 ) -> Utterances:
-    """The utterances of a split that have latents; with `pretrain`, only the pre-training sample of train.
+    """The utterances of a split, of long recordings their windows; with `pretrain`, only the pre-training sample.
 
-    What the decoder is to say of an item is said(item), in `language`; an utterance of which it is "" is left out.
+    What the decoder is to say of an item is said(item), in `language`. What cannot be trained on is in `left_out`.
     """
-    tokenizer = backbone.tokenizer
-    embeddings = Embeddings(embeddings_folder(workdir, backbone.name, split))
+    tokenizer, folder = backbone.tokenizer, embeddings_folder(workdir, backbone.name, split)
+    embeddings = Embeddings(folder)
     prompt = list(tokenizer.sot_sequence(language=language, task="transcribe", timestamps=False))
     limit = backbone.model.dims.n_text_ctx
     experts = backbone.model.num_experts
     none = np.zeros(experts, np.float32)
-    rows, tokens, posteriors, translations, speakers, too_long = [], [], [], [], [], []
-    for item in _with_windows(prepared.open_metadata(workdir, split), embeddings_folder(workdir, backbone.name, split)):
-        text = said(item).strip()
-        if item["id"] not in embeddings.row or (pretrain and not item["pretrain"]) or not text:
+    rows, tokens, posteriors, kept, left_out = [], [], [], [], []
+    for item in with_windows(prepared.open_metadata(workdir, split), folder):
+        if pretrain and not item["pretrain"]:
             continue
+        text = said(item).strip()
         ids = [*prompt, *tokenizer.encode(" " + text), tokenizer.eot]
-        if len(ids) > limit:
-            too_long.append(item["id"])
+        if reason := _why_not(item, split, item["id"] in embeddings.row, text, len(ids) - limit):
+            left_out.append({"id": item["id"], "split": split, "reason": reason})
             continue
         rows.append(embeddings.row[item["id"]])
         tokens.append(ids)
         posteriors.append((posterior or {}).get(item["id"], none))
-        translations.append(item["translation"])
-        speakers.append(item["speaker"])
-    if too_long:
-        print(f"{len(too_long)} transcripts exceed {limit} tokens and are left out: {too_long[:5]}")
+        kept.append(item)
+    for reason, count in Counter(x["reason"] for x in left_out).items():
+        print(f"{count} utterances of {split} are left out: {reason}")
     if not rows:
         sample = " of the pre-training sample (config.data.pretrain_share)" if pretrain else ""
         raise ValueError(f"{workdir}: no utterances in split {split!r}{sample}.")
     given = backbone.model.routing == "given"
+    translations, speakers = [item["translation"] for item in kept], [item["speaker"] for item in kept]
     return Utterances(
-        embeddings, np.array(rows), tokens, len(prompt), np.stack(posteriors), given, translations, speakers
-    )
+        embeddings, np.array(rows), tokens, len(prompt), np.stack(posteriors), given, translations, speakers,
+        left_out=left_out,
+    )  # fmt: skip
+
+
+def note_utterances(folder: Path, train: Utterances, validation: Utterances | None, start: Path | None = None) -> None:
+    """FOLDER/lineage.json, whom what is trained there sees, and FOLDER/left_out.jsonl, what it does not and why."""
+    lineage.write(folder, train.speakers, start)
+    left_out = [*train.left_out, *(validation.left_out if validation else ())]
+    (folder / "left_out.jsonl").write_text("".join(json.dumps(x) + "\n" for x in left_out), encoding="utf-8")
 
 
 def make_tx(c: ConfigDict, params: Any, trainable: Sequence[str]) -> optax.GradientTransformation:
@@ -189,14 +197,15 @@ def train(
       watch: as fit's.
     """
     c, latents = config[phase], evaluate is None
-    lineage.write(workdir / phase, utterances.speakers)
     source = BatchSource(
         utterances, batch_size=c.batch_size, steps=c.steps, seed=config.seed, latents=latents
     )
+    held_out = None
     if evaluate is None:
         posterior = load_posterior(workdir, model.num_experts, fitted=False) if model.routing == "given" else None
         held_out = load_utterances(config, workdir, backbone, "validation", posterior=posterior)
         evaluate = validation(model, backbone, held_out, c.batch_size)
+    note_utterances(workdir / phase, utterances, held_out)
     state = fit(
         step,
         states.create(params, tx, config.seed),

@@ -9,10 +9,11 @@ import pytest
 
 from configs import quickstart
 from jaxmoe import mt
-from jaxmoe.data import pairs
+from jaxmoe.data import lineage, pairs, prepared
 from jaxmoe.model import lora
 from jaxmoe.mt import chat, local
 from jaxmoe.phases import mt as phase
+from tests import stored
 from tests.model import tiny_qwen2
 
 pytest.importorskip("torch")
@@ -123,3 +124,20 @@ def test_adapters_of_another_model_are_refused(path, tmp_path):
     (tmp_path / "b.safetensors").write_bytes(b"no adapters")
     with pytest.raises(ValueError, match="cannot be read as adapters"):
         mt.make("local", str(path), adapters=tmp_path / "b.safetensors")
+
+
+def test_the_run_knows_whose_sentences_the_translator_has_seen(path, tmp_path):
+    known = dict.fromkeys(prepared.STRINGS, "") | dict.fromkeys(prepared.BOOLEANS, False)
+    rows = [
+        known | {"id": str(n), "speaker": "ab"[n % 2], "text": english, "translation": german, "duration_s": 0.5}
+        for n, (english, german) in enumerate(PAIRS)
+    ]
+    rows = [row | {"audio": np.zeros(8000, np.int16)} for row in rows]
+    silent = rows[0] | {"id": "9", "speaker": "without German", "translation": ""}
+    validation = [row | {"speaker": "c", "text": f"{row['text']} Yes."} for row in rows[:2]]
+    stored.write(tmp_path / "corpus", {"train": [*rows, silent], "validation": validation, "evaluation": rows[:1]})
+    config = make_config(path, patience=9)
+    config.mt_tuning.steps = 1
+    phase.run(config, tmp_path)
+    seen = {who: lineage.trained_on(tmp_path, who) for who in ("a", "b", "c", "without German")}
+    assert seen == {"a": [tmp_path / "mt"], "b": [tmp_path / "mt"], "c": [tmp_path / "mt"], "without German": []}

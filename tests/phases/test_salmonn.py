@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from jaxmoe.data import prepared
+from jaxmoe.data import lineage, prepared
 from jaxmoe.eval import salmonn as rows
 from jaxmoe.eval.systems import Clip, NotRun, Part
 from jaxmoe.model.load.tree import LoadError
@@ -36,6 +36,7 @@ def corpus(workdir, count=3):
             row = {k: "x" for k in prepared.STRINGS} | {k: False for k in prepared.BOOLEANS}
             audio = rng.integers(-3000, 3000, 16000 + 800 * i).astype(np.int16)
             row |= {"id": f"{name}-{i}", "text": f"The fox {i}.", "translation": f"Der Fuchs {i}." if i else ""}
+            row |= {"speaker": f"{name}-speaker"}
             made.append(row | {"audio": audio, "duration_s": len(audio) / 16000})
         yield name, made
 
@@ -71,6 +72,8 @@ def test_training_and_both_rows(run):
     salmonn.run(config, workdir)
     lines = [json.loads(x) for x in (workdir / "salmonn" / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [1, 2] and all(np.isfinite(x["validation_nll"]) for x in lines)
+    assert lineage.trained_on(workdir, "train-speaker") == [workdir / "salmonn"]
+    assert not lineage.trained_on(workdir, "evaluation-speaker")
     found = clips(workdir)
     before = [r for b in rows.zero_shot(config, workdir, Part(), found) for r in b]
     after = [r for b in rows.tuned(config, workdir, Part(reads=("salmonn",)), found) for r in b]

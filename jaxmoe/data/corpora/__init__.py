@@ -108,9 +108,14 @@ def read_file(source: str | Path | io.BytesIO) -> np.ndarray:
     return load_audio(source)
 
 
+_TEXT = (str, int, float)  # a union in its place would be made anew for every value of a corpus
+
+
 def words(value: object) -> str:
     """A value of a table or a JSON file as text on one line; "" for what is no text or number."""
-    if not isinstance(value, str | int | float) or isinstance(value, bool):
+    if not isinstance(value, _TEXT) or isinstance(value, bool):
         return ""
-    text = str(value).encode("utf-8", "replace").decode()  # JSON can hold half a surrogate pair, a file cannot
+    text = str(value)
+    if not text.isascii():  # JSON can hold half a surrogate pair, a file cannot
+        text = text.encode("utf-8", "replace").decode()
     return " ".join(text.replace("\0", " ").split())
