@@ -105,7 +105,7 @@ def embed_split(config: ConfigDict, workdir: Path, backbone: Backbone, split: st
     rows = [x for x in with_windows(metadata, folder) if x["samples"] <= N_SAMPLES and x["id"] not in have]
     if not rows and not have:  # long recordings alone
         dims = backbone.model.dims
-        write_shard(folder, 0, [], [], np.zeros((0, dims.n_audio_layer + 2, dims.n_audio_state)))
+        write_shard(folder, 0, [], [], np.zeros((0, dims.n_audio_layer + 2, 2, dims.n_audio_state)))
     first = next_shard(folder)
     with tqdm(total=len(rows), desc=f"embed {backbone.name} {split}", unit="utt") as bar:
         for number, start in enumerate(range(0, len(rows), SHARD_ROWS), first):
