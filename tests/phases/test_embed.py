@@ -73,7 +73,7 @@ def test_a_window_has_the_latents_of_its_own_sound(run):
 
 def test_windows_are_clustered_and_an_evaluation_of_long_recordings_is_no_error(run):
     config, workdir, _ = run
-    items, features, fitted = cluster.load(workdir, "tiny.en", config.cluster.layer)
+    items, features, fitted = cluster.load(workdir, "tiny.en", config.cluster.layer, "mean")
     held = {x["id"] for x in items if x["split"] == "validation"}
     assert held == {w["id"] for w in load_windows(workdir / "embeddings/tiny.en/validation")} and held
     assert features.shape == (len(items), 384) and fitted.sum() == sum(x["split"] == "train" for x in items)
