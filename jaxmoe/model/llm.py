@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.model.lora import LoRADense
+from jaxmoe.model.lora import LoRADense, by_rows
 
 # {"key", "value"}, each [B, C, G, K]; a leading L where layers are scanned, else a tuple of L; a prefix has no B
 Cache = Any
@@ -192,7 +192,7 @@ class LanguageModel(nn.Module):
             self.blocks = [Block(d, self.dtype) for _ in range(d.n_layer)]
         self.norm = RMSNorm(d.norm_eps)
         if not d.tied:
-            self.output = nn.Dense(d.n_vocab, use_bias=False, dtype=self.dtype)
+            self.output = LoRADense(d.n_vocab, use_bias=False, dtype=self.dtype)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Input embeddings [B, T, D] of tokens [B, T]."""
@@ -235,7 +235,12 @@ class LanguageModel(nn.Module):
             at = read.reshape(read.shape[0], -1, 1)
             x = jnp.take_along_axis(x, at, axis=1).reshape(*read.shape, x.shape[-1])
         x = self.norm(x)
-        logits = self.token_embedding.attend(x) if d.tied else self.output(x)
+        if not d.tied:
+            logits = self.output(x)
+        elif self.scan_layers:
+            logits = self.token_embedding.attend(x)
+        else:  # on a CPU
+            logits = by_rows(x, self.token_embedding.embedding.astype(self.dtype))
         return logits.astype(jnp.float32), cache
 
     def _layers(self, x: jax.Array, *shared: Any) -> tuple[jax.Array, Cache]:

@@ -105,6 +105,8 @@ class ChatModel:
         model, params = self._read(scan)
         prefix = llm.make_prefix(model, params, jnp.array(self.tokenizer and self._before))
         params = lora.merge(params, columns if scan else lora.unstack(columns), scales)
+        if not scan:
+            lora.transpose_kernels(params)
         vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
         # Byte-level BPE writes a line break as Ċ: only the first line counts.
         stop = [i for token, i in vocabulary.items() if token in STOPS or token.startswith("Ċ")]

@@ -91,3 +91,13 @@ def test_update_equals_peft():
     scales = lora.scales(jnp.ones((1, 1)), rank=2, shared_rank=0, alpha=8.0, shared_alpha=1.0)
     got = module.apply({"params": {"kernel": w.T}, "lora": {"a": a, "b": b}}, x[None], scales)
     np.testing.assert_allclose(got[0], want, atol=1e-5)
+
+
+def test_transposed_kernels_give_the_same_map():
+    rng = np.random.default_rng(0)
+    x, w, c = (rng.standard_normal(s).astype(np.float32) for s in ((2, 3, 8), (8, 6), 6))
+    params = {"block": {"kernel": w, "bias": c}, "norm": {"scale": c}, "stacked": {"kernel": w[None]}}
+    lora.transpose_kernels(params)
+    assert set(params["block"]) == {"kernel_t", "bias"} and set(params["stacked"]) == {"kernel"}
+    got = lora.LoRADense(6).apply({"params": params["block"]}, x)
+    np.testing.assert_allclose(got, x @ w + c, atol=1e-5)
