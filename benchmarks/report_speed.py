@@ -37,7 +37,8 @@ def write(workdir: Path, utterances: int, speakers: int) -> None:
         rows.append(
             {"id": f"u{n:06d}", "speaker": f"s{speaker:04d}", "etiology": etiologies[speaker % 5]}
             | {"severity": ("mild", "severe")[speaker % 2], "sex": "", "language": "en", "channel": f"c{speaker % 8}"}
-            | {"prompt": f"p{n % 9000}", "prompt_seen": n % 3 > 0, "duration_s": length * 0.5, "simulated": True}
+            | {"prompt": f"p{n % 9000}", "prompt_seen": n % 3 > 0, "category": f"k{n % 5}"}
+            | {"duration_s": length * 0.5, "simulated": True}
             | {
                 "reference": " ".join(rng.choice(WORDS, length)),
                 "transcript": "",

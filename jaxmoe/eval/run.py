@@ -29,7 +29,7 @@ from jaxmoe.eval.systems import Clip, NotRun, Part, System
 Row = dict[str, Any]
 FIELDS = (
     *("id", "speaker", "voice", "channel", "etiology", "severity", "sex", "language", "prompt", "prompt_seen"),
-    *("duration_s", "simulated", "transcript"),
+    *("category", "duration_s", "simulated", "transcript"),
 )
 WITHOUT_EFFECT = {"max_chars", "acknowledge_privacy"}  # on what comes out
 

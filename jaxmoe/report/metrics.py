@@ -25,7 +25,7 @@ from jaxmoe.report.stress import SMALL_GROUP, stress
 # Second comparisons beside those with the baseline: what an addition brings over what it was added to.
 PAIRS = (("moe", "lora"), ("moe-custom-mt", "moe"), ("moe-risk", "moe"), ("salmonn-tuned", "salmonn"))
 GROUPS = (
-    *("etiology", "severity", "prompt", "sex", "language", "source", "channel", "length", "level", "snr"),
+    *("etiology", "severity", "prompt", "category", "sex", "language", "source", "channel", "length", "level", "snr"),
     *("expert", "speaker"),
 )
 BALANCED = ("etiology", "language", "speaker")  # who is reweighted, so that nobody is drowned by a majority
@@ -103,7 +103,8 @@ def group_values(
 ) -> dict[str, np.ndarray]:
     """Each dimension of GROUPS that tells utterances apart: its value for every utterance, [U] of str."""
     columns: dict[str, Sequence[str]] = {
-        name: utterances[name] for name in ("etiology", "severity", "sex", "language", "channel", "speaker")
+        name: utterances[name]
+        for name in ("etiology", "severity", "category", "sex", "language", "channel", "speaker")
     }
     columns["source"] = ["simulated" if simulated else "recorded" for simulated in utterances["simulated"]]
     columns["prompt"] = ["seen" if seen else "unseen" for seen in utterances["prompt_seen"]]

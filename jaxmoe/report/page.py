@@ -17,6 +17,7 @@ DIMENSIONS = {
     "etiology": "Etiology",
     "severity": "Severity",
     "prompt": "Prompt in the training data",
+    "category": "Kind of prompt",
     "sex": "Sex",
     "language": "Language background",
     "source": "Simulated or recorded",

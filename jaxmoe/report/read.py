@@ -26,6 +26,7 @@ SHARED: dict[str, type | tuple[type, ...]] = {
     "channel": str,
     "prompt": str,
     "prompt_seen": bool,
+    "category": str,
     "duration_s": (int, float),
     "simulated": bool,
 }

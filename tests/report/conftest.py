@@ -66,6 +66,7 @@ def _utterances(rng: np.random.Generator, speakers: int, per_speaker: int) -> li
                     "language": "en-US",
                     "prompt": f"p{n % 5}",
                     "prompt_seen": n % 5 < 3,
+                    "category": ("command", "story", "")[n % 3],
                     "duration_s": round(float(rng.uniform(2, 12)), 2),
                     "simulated": True,
                     "reference": " ".join(rng.choice(WORDS, length)),

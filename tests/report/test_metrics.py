@@ -67,6 +67,17 @@ def test_groups_partition_and_are_sorted_worst_first(run: Path, metrics: dict):
     assert moe["by"]["severity"]["severe"]["wer"] == pytest.approx(100 * jiwer.wer(*texts))
 
 
+def test_kinds_of_prompts_are_a_group_where_the_corpus_names_them(run: Path, metrics: dict):
+    kinds = _system(metrics, "moe")["by"]["category"]
+    assert set(kinds) == {"command", "story", "unknown"}
+    chosen = [r for r in _rows(run, "moe") if r["category"] == "story"]
+    texts = [[r[f] for r in chosen] for f in ("reference", "hypothesis")]
+    assert kinds["story"]["wer"] == pytest.approx(100 * jiwer.wer(*texts))
+    for key in ("whisper-v2", "whisper-v3", "lora", "moe", "moe-distilled", "mt"):
+        _rewrite(run, key, lambda rows: [r | {"category": ""} for r in rows])
+    assert "category" not in _system(build(run, bootstrap=10), "moe")["by"]
+
+
 def test_balanced_counts_every_group_alike(metrics: dict):
     moe = _system(metrics, "moe")
     groups = moe["by"]["etiology"].values()
