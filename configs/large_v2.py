@@ -70,6 +70,7 @@ def get_config() -> ConfigDict:
         selection="eom",
         noise="soft",
     )
+    c.reweight = ""  # a column, e.g. language, etiology, speaker: training draws its groups equally often
     training = dict(warmup=500, weight_decay=0.01, clip_norm=1.0, log_every=50, save_every=500)
     c.gate = dict(steps=2000, batch_size=256, lr=1e-3, class_balance=0.5, **training)
     c.experts = dict(steps=5000, batch_size=64, lr=1e-4, **training)

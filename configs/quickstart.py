@@ -75,6 +75,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         selection="eom",  # or "leaf"
         noise="soft",  # one-hot but for noise; "drop" leaves noise out, "membership" is soft for all
     )
+    c.reweight = ""  # a column, e.g. language, etiology, speaker: training draws its groups equally often
     training = dict(warmup=10, weight_decay=0.01, clip_norm=1.0, log_every=10, save_every=50)
     c.gate = dict(steps=200, batch_size=64, lr=1e-3, class_balance=0.5, **training)
     c.experts = dict(steps=30, batch_size=16, lr=5e-4, **training)

@@ -44,13 +44,13 @@ PHASES: dict[str, Phase] = {
     "customize": Phase("custom", ("prepare",), ("custom",), wanted="custom.enabled"),
     "embed": Phase("embeddings", ("prepare",), ("model.backbone", "embed")),
     "cluster": Phase("clusters", ("embed",), ("cluster", "model.num_experts")),
-    "gate": Phase("gate", ("cluster",), ("gate", "model"), wanted="gate.steps"),
+    "gate": Phase("gate", ("cluster",), ("gate", "model", "reweight"), wanted="gate.steps"),
     "experts": Phase("experts", ("gate",), ("experts",), wanted="experts.steps"),
     "joint": Phase("joint", ("experts",), ("joint",), wanted="joint.steps"),
     "personalize": Phase(
         "personalize", ("joint",), ("personalize", "evaluate.beam_size"), wanted="personalize.shots"
     ),
-    "baseline": Phase("baseline", ("embed",), ("baseline", "model"), wanted="baseline.steps"),
+    "baseline": Phase("baseline", ("embed",), ("baseline", "model", "reweight"), wanted="baseline.steps"),
     "mt": Phase("mt", ("prepare", "references"), ("mt_tuning", "mt.model"), wanted="mt_tuning.steps"),
     "cascade": Phase("cascade", ("joint", "references"), ("cascade", "mt"), wanted="cascade.steps"),
     "salmonn": Phase("salmonn", ("embed", "references"), ("salmonn", "model.dtype"), wanted="salmonn.steps"),

@@ -59,6 +59,7 @@ class Utterances:
     translations: Sequence[str] = ()  # [U] German references
     speakers: Sequence[str] = ()  # [U], whose they are
     left_out: Sequence[dict[str, str]] = ()  # what is not among them: id, split, reason
+    groups: Sequence[str] = ()  # [U], where given every group is drawn equally often
 
     def gate_inputs(self, picked: np.ndarray) -> np.ndarray:
         """What the gate reads of the utterances `picked`: the pooled embedding [B, D], or the posterior [B, E]."""
@@ -96,6 +97,33 @@ def bucket_sizes(lengths: np.ndarray, multiple: int, padding: float = PADDING, m
         j = int(start[j - 1])
     edges = np.array(chosen[::-1])
     return edges[np.searchsorted(edges, lengths)]
+
+
+UNKNOWN = ("", "unknown")
+
+
+def draws_per_epoch(groups: Sequence[str]) -> np.ndarray:
+    """How often each utterance is drawn in an epoch, on average, float [U] of mean 1.
+
+    Known groups share their draws equally, whatever their sizes; utterances of no known group are drawn once.
+    """
+    names, which, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    known = ~np.isin(names, UNKNOWN)
+    draws = np.ones(len(names))
+    draws[known] = counts[known].sum() / (known.sum() * counts[known])
+    return draws[which]
+
+
+def draw(groups: Sequence[str], rng: np.random.Generator) -> np.ndarray:
+    """An epoch of utterances [U], each drawn draws_per_epoch times rounded down or up (systematic sampling).
+
+    The groups' shares are therefore exact to one utterance, in every epoch.
+    """
+    order = rng.permutation(len(groups))
+    order = order[np.argsort(np.asarray(groups)[order], kind="stable")]
+    ends = np.cumsum(draws_per_epoch(groups)[order])
+    at = np.searchsorted(ends, np.arange(len(order)) + rng.random(), side="right")
+    return rng.permutation(order[np.minimum(at, len(order) - 1)])  # the sum of U weights rounds
 
 
 class BatchSource:
@@ -150,7 +178,7 @@ class BatchSource:
         if self._epoch[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch])
             u, b = len(self.utterances), self.batch_size
-            order = rng.permutation(u)
+            order = draw(self.utterances.groups, rng) if len(self.utterances.groups) else rng.permutation(u)
             if u < b:
                 order = np.resize(order, b)
             order = order[: len(order) // b * b]

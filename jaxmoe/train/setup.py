@@ -15,7 +15,7 @@ import optax
 from jaxmoe import sharding
 from jaxmoe.data import lineage, prepared
 from jaxmoe.data.audio import N_SAMPLES
-from jaxmoe.data.batches import Batch, BatchSource, Utterances, iterate
+from jaxmoe.data.batches import UNKNOWN, Batch, BatchSource, Utterances, draws_per_epoch, iterate
 from jaxmoe.data.embeddings import Embeddings, with_windows
 from jaxmoe.data.text import Tokenizer
 from jaxmoe.model import lora
@@ -98,6 +98,7 @@ def load_utterances(
     """The utterances of a split, of long recordings their windows; with `pretrain`, only the pre-training sample.
 
     What the decoder is to say of an item is said(item), in `language`. What cannot be trained on is in `left_out`.
+    The utterances of train carry the groups of config.reweight.
     """
     tokenizer, folder = backbone.tokenizer, embeddings_folder(workdir, backbone.name, split)
     embeddings = Embeddings(folder)
@@ -125,9 +126,10 @@ def load_utterances(
         raise ValueError(f"{workdir}: no utterances in split {split!r}{sample}.")
     given = backbone.model.routing == "given"
     translations, speakers = [item["translation"] for item in kept], [item["speaker"] for item in kept]
+    groups = _groups(config.reweight, kept) if split == "train" and config.reweight else ()
     return Utterances(
         embeddings, np.array(rows), tokens, len(prompt), np.stack(posteriors), given, translations, speakers,
-        left_out=left_out,
+        left_out=left_out, groups=groups,
     )  # fmt: skip
 
 
@@ -136,6 +138,29 @@ def note_utterances(folder: Path, train: Utterances, validation: Utterances | No
     lineage.write(folder, train.speakers, start)
     left_out = [*train.left_out, *(validation.left_out if validation else ())]
     (folder / "left_out.jsonl").write_text("".join(json.dumps(x) + "\n" for x in left_out), encoding="utf-8")
+
+
+def _groups(column: str, items: Sequence[dict[str, Any]]) -> list[str]:
+    """Each utterance's value of the column config.reweight, and a line on what comes of it.
+
+    Raises: ValueError for a column that does not exist or tells nobody apart.
+    """
+    if column not in prepared.STRINGS:
+        raise ValueError(f"config.reweight={column!r} is no column; there are {', '.join(prepared.STRINGS)}.")
+    groups = [item[column] for item in items]
+    draws = dict(zip(groups, draws_per_epoch(groups), strict=True))
+    times = sorted(n for name, n in draws.items() if name not in UNKNOWN)
+    if len(times) < 2:
+        raise ValueError(
+            f"config.reweight={column!r}: all utterances to train on have {sorted(draws)}, so there is nothing to "
+            "weigh; choose another column, or leave it empty."
+        )
+    unknown = sum(name in UNKNOWN for name in groups)
+    print(
+        f"drawn by {column}: {len(times)} groups equally often, their utterances {times[0]:.2f} to {times[-1]:.2f} "
+        f"times an epoch; {unknown} of no known group once"
+    )
+    return groups
 
 
 def make_tx(c: ConfigDict, params: Any, trainable: Sequence[str]) -> optax.GradientTransformation:

@@ -1,10 +1,13 @@
 """Batches: an order that only the seed and the step decide, shards that make up the whole, little padding."""
 
+from collections import Counter
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from jaxmoe.data.batches import BatchSource, bucket_sizes, iterate
+from jaxmoe.data.batches import BatchSource, bucket_sizes, draws_per_epoch, iterate
 from tests import tiny
 
 
@@ -98,3 +101,27 @@ def test_an_epoch_keeps_padding_under_15_percent(tmp_path):
 def test_a_batch_that_does_not_divide_is_an_error(utterances):
     with pytest.raises(ValueError, match="does not divide"):
         make(utterances, process=(0, 3))
+
+
+GROUPS = ["en"] * 30 + ["Welsh"] * 6 + ["unknown"] * 4
+
+
+def test_reweighted_groups_are_drawn_equally_often(utterances):
+    """30 and 6 utterances give 18 each of the 36 draws that are theirs; those of no known group stay as they are."""
+    source = make(dataclasses.replace(utterances, groups=GROUPS), steps=100)
+    picked = [[int(i) for step in range(5 * epoch, 5 * epoch + 5) for i in source[step].index] for epoch in range(20)]
+    for epoch in picked:
+        drawn = Counter(GROUPS[i] for i in epoch)
+        assert all(abs(drawn[name] - share) <= 1 for name, share in (("en", 18), ("Welsh", 18), ("unknown", 4)))
+        assert set(Counter(i for i in epoch if GROUPS[i] == "Welsh").values()) <= {2, 3, 4}
+    drawn = Counter(i for epoch in picked for i in epoch)
+    assert all(drawn[i] > 0 for i in range(40)), "nobody is left out for good"
+    assert draws_per_epoch(GROUPS) == pytest.approx([0.6] * 30 + [3.0] * 6 + [1.0] * 4)
+
+
+def test_reweighted_batches_are_a_function_of_seed_and_step(utterances):
+    grouped = dataclasses.replace(utterances, groups=GROUPS)
+    forward, backward = make(grouped), make(grouped)
+    batches = [forward[i] for i in range(12)]
+    assert all(same(backward[i], batches[i]) for i in reversed(range(12)))
+    assert not same(make(grouped, seed=1)[0], batches[0])
