@@ -18,6 +18,7 @@ class Segment:
 
     Args:
       flags: doubts about it: "repetition", "low_confidence", "no_speech".
+      withheld: what an adapted decoder wrote where Whisper itself hears no speech; `text` is then "".
     """
 
     start: float
@@ -30,6 +31,7 @@ class Segment:
     compression_ratio: float
     no_speech_prob: float
     flags: list[str]
+    withheld: str = ""
 
 
 @dataclasses.dataclass

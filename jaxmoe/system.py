@@ -27,6 +27,7 @@ class Recogniser:
 
     pads_features = True  # frames after the audio are 0, as in openai/whisper and faster-whisper, not those of silence
     short_timestamps = True  # whether recordings of one window are decoded with timestamps, as longer ones always are
+    invents_on_silence = False  # whether what it writes where no speech is heard is withheld, and not only flagged
 
     def __init__(self, name: str, model: Whisper, params: Any, tokenizer: Tokenizer) -> None:
         self.name, self.model, self.tokenizer = name, model, tokenizer
@@ -78,6 +79,7 @@ class Adapted(Recogniser):
 
     pads_features = False
     short_timestamps = False
+    invents_on_silence = True  # it has learnt from speech alone, and no longer says that there is none
 
     def __init__(
         self,

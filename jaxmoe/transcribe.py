@@ -81,7 +81,8 @@ def _add_recognition(group: _Group) -> None:
     add("--temperature_increment_on_fallback", float, 0.2, "added for the next attempt, up to 1; 0: no other", "T")
     add("--compression_ratio_threshold", float, 2.4, "a text more repetitive has failed")
     add("--logprob_threshold", float, -1.0, "a text less likely (mean log-probability of a token) has failed")
-    add("--no_speech_threshold", float, 0.6, "probability of silence above which text is flagged no_speech")
+    silence = "probability of silence above which text is flagged no_speech; a checkpoint's is then in the JSON only"
+    add("--no_speech_threshold", float, 0.6, silence)
     group.add_argument(
         "--condition_on_previous_text",
         action="store_true",

@@ -1,7 +1,8 @@
 """Recordings of any length -> text with times: windows of 30 s, fallback to sampling, several recordings a batch.
 
 A window starts where the last complete segment of the one before ended, so no speech is cut in two or lost. Nothing
-that was decoded is dropped: suspected loops and hallucinations are flagged, since stuttered speech repeats itself.
+that was decoded is dropped: suspected loops and hallucinations are flagged, since stuttered speech repeats itself; what
+an adapted decoder says where Whisper itself hears no speech stands apart, as `withheld`.
 Source of the window and fallback rules: transcribe() of openai/whisper, whisper/transcribe.py (20250625).
 """
 
@@ -28,6 +29,8 @@ class TranscribeOptions:
       beam_size: at temperature 0.
       best_of: samples at temperatures above 0.
       temperatures: tried in turn until a window is neither repetitive nor unlikely.
+      no_speech_threshold: probability of <|nospeech|>, by the decoder without adapters, above which text is flagged
+        and an adapted decoder's withheld; at 1 neither happens.
       condition_on_previous_text: prompts a window with the text before it. Off: in disordered speech one loop would
         otherwise breed the next.
       batch_size: recordings worked on at a time.
@@ -109,7 +112,7 @@ def transcribe(
         if not active:
             return
         for job, window in zip(active, _decode_windows(system, active, options), strict=True):
-            _advance(job, window, system.tokenizer, options)
+            _advance(job, window, system, options)
             total = len(job.samples) / SAMPLE_RATE
             ended = job.seek >= job.frames
             yield Progress(
@@ -166,14 +169,14 @@ def decode_latents(
       embedding: [B, D], what the gate reads.
 
     Returns:
-      {"hypothesis", "avg_logprob", "compression_ratio", "flags"} of each.
+      {"hypothesis", "avg_logprob", "compression_ratio", "flags"} of each, and "withheld" where it is (segments.py).
     """
     start = system.tokenizer.sot_sequence(options.language, options.task)
     prompt = np.tile(np.array(start, np.int32), (len(latents), 1))
     inputs = _Inputs(jnp.asarray(latents), embedding, mask, prompt, np.ones(prompt.shape, bool))
     windows = _search(system, inputs, np.zeros(len(latents), int), False, options)
     texts = [system.tokenizer.decode(w.tokens) for w in windows]
-    return [
+    rows = [
         {
             "hypothesis": text.strip(),
             "avg_logprob": window.avg_logprob,
@@ -181,6 +184,10 @@ def decode_latents(
             "flags": _flags(window, text, options),
         }
         for window, text in zip(windows, texts, strict=True)
+    ]
+    return [
+        row | {"hypothesis": "", "withheld": row["hypothesis"]} if _is_withheld(system, window, options) else row
+        for row, window in zip(rows, windows, strict=True)
     ]
 
 
@@ -285,10 +292,21 @@ def _flags(window: _Window, text: str, options: TranscribeOptions) -> list[str]:
     return [flag for flag, holds in doubts.items() if holds]
 
 
-def _advance(job: _Job, window: _Window, tokenizer: Tokenizer, options: TranscribeOptions) -> None:
+def _is_withheld(system: Recogniser, window: _Window, options: TranscribeOptions) -> bool:
+    """Whether a window's text is invented: by adapters, where the decoder without them hears no speech.
+
+    openai/whisper asks besides that the text be unlikely; adapters are as sure of what they invent as of what is said.
+    """
+    return system.invents_on_silence and window.no_speech_prob > options.no_speech_threshold
+
+
+def _advance(job: _Job, window: _Window, system: Recogniser, options: TranscribeOptions) -> None:
     """Adds a window's segments to its job and moves the job on."""
+    tokenizer, withheld = system.tokenizer, _is_withheld(system, window, options)
     content = min(N_FRAMES, job.frames - job.seek)
     pieces, step = split(window.tokens, tokenizer, content)
+    if withheld:  # times of what is not said mean nothing
+        pieces, step = [(0.0, content / FRAMES_PER_SECOND, window.tokens)], content
     flags = _flags(window, tokenizer.decode(window.tokens), options)
     offset = job.seek / FRAMES_PER_SECOND
     for start, end, tokens in pieces:
@@ -299,7 +317,7 @@ def _advance(job: _Job, window: _Window, tokenizer: Tokenizer, options: Transcri
             Segment(
                 start=round(offset + start, 2),
                 end=round(offset + end, 2),
-                text=text,
+                text="" if withheld else text,
                 tokens=tokens,
                 seek=job.seek,
                 temperature=window.temperature,
@@ -307,9 +325,10 @@ def _advance(job: _Job, window: _Window, tokenizer: Tokenizer, options: Transcri
                 compression_ratio=window.compression_ratio,
                 no_speech_prob=window.no_speech_prob,
                 flags=flags,
+                withheld=text.strip() if withheld else "",
             )
         )
-        job.context += tokens
+        job.context += [] if withheld else tokens
     if window.temperature > 0.5:  # a text drawn that hot would mislead the next window
         job.context.clear()
     job.seek += step

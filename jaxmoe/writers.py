@@ -23,8 +23,8 @@ class Cue:
 
 
 def cues(transcript: Transcript) -> list[Cue]:
-    """The segments as cues."""
-    return [Cue(s.start, s.end, s.text.strip()) for s in transcript.segments]
+    """The segments as cues, but for those whose text is withheld."""
+    return [Cue(s.start, s.end, s.text.strip()) for s in transcript.segments if s.text]
 
 
 def sentences(transcript: Transcript, longest_s: float = 30.0) -> list[Cue]:

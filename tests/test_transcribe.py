@@ -4,14 +4,16 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import soundfile
 
 from jaxmoe import segments, transcribe, transcription, writers
 from jaxmoe.data.audio import SAMPLE_RATE, AudioError, load_audio
+from jaxmoe.model.moe import make_moe
 from jaxmoe.segments import Segment, Transcript, repeats, split
-from jaxmoe.system import Recogniser, load_system
+from jaxmoe.system import Adapted, Recogniser, load_system
 from jaxmoe.transcription import TranscribeOptions
 from jaxmoe.writers import Cue, output_stems
 from tests.model.checkpoints import real_weights
@@ -183,6 +185,31 @@ def test_doubts_are_flagged_and_nothing_is_dropped(system):
     assert stutter.text == SAID and "low_confidence" in stutter.flags
     loop = transcription._Window([1], 0.0, -0.1, compression_ratio=3.0, no_speech_prob=0.0)
     assert transcription._flags(loop, "", TranscribeOptions()) == ["repetition"]
+
+
+@pytest.fixture(scope="module")
+def adapted(system) -> Adapted:
+    """Adapters that write something whatever they hear."""
+    model = make_moe(system.model.dims, num_experts=0, rank=4, shared_rank=4, alpha=8.0, top_k=0, gate_hidden=0,
+                     lora_targets=[r"decoder/blocks/.*"], dtype="float32", remat=False)  # fmt: skip
+    params = model.init(jax.random.key(0), system.params)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    moved = [x + 0.02 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    params = jax.tree.unflatten(tree, moved)
+    return Adapted("adapted", model, system.params, system.tokenizer, params, context="trimmed", margin_s=1.0)
+
+
+def test_what_adapters_invent_on_silence_is_withheld_and_stays_in_the_json(adapted):
+    room = (1e-3 * np.random.default_rng(3).standard_normal(5 * SAMPLE_RATE)).astype(np.float32)
+    speech = load_audio(JFK)
+    quiet, said = run(adapted, [room, speech], temperatures=(0.0,))
+    assert quiet.text == "" and "no_speech" in quiet.flags and writers.cues(quiet) == []
+    assert said.text and "no_speech" not in said.flags and not any(s.withheld for s in said.segments)
+    kept = json.loads(writers.to_json(quiet, audio="a.wav", model="m"))["segments"]
+    assert len(kept) == 1 and kept[0]["withheld"] and (kept[0]["start"], kept[0]["end"]) == (0.0, 5.0)
+    written = run(adapted, [room], temperatures=(0.0,), no_speech_threshold=1.0)[0]
+    assert written.text == kept[0]["withheld"] and written.segments[0].withheld == ""
 
 
 def test_fallback_is_the_same_whatever_is_beside_it(system):

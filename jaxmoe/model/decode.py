@@ -68,7 +68,8 @@ class DecodingResult:
       tokens: the best text without prompt and end token (with timestamps, if asked for).
       sum_logprob: [B], its log-probability, the end token's included.
       avg_logprob: [B], sum_logprob / (tokens + 1).
-      no_speech_prob: [B], probability of <|nospeech|> after <|startoftranscript|>.
+      no_speech_prob: [B], probability of <|nospeech|> after <|startoftranscript|>, of the decoder without columns:
+        adapters that never heard silence forget it.
       nbest: all G hypotheses, best first.
     """
 
@@ -144,7 +145,13 @@ def _start(
         cache = read(prompt[:, :sot_index], cache=cache)[1]
     logits, cache = read(prompt[:, sot_index:], cache=cache, position=sot_index)
     context = context._replace(cross=by_head(cross, search.dims.n_text_head))
-    no_speech_prob = jax.nn.softmax(logits[:, 0], axis=-1)[:, no_speech]  # [B]
+    first = logits
+    if context.lora:
+        bare = {"params": context.params}
+        cross = decoder.apply(bare, latents, method="cross_kv")
+        start = prompt[:, sot_index : sot_index + 1]
+        first, _ = decoder.apply(bare, start, cross, cross_mask=context.cross_mask)
+    no_speech_prob = jax.nn.softmax(first[:, 0], axis=-1)[:, no_speech]  # [B]
     first_only = jnp.where(jnp.arange(g) == 0, 0.0, -jnp.inf)  # beams start from one hypothesis
     full = lambda x, dtype, *shape: jnp.full(shape, x, dtype)
     eot = search.rules.eot

@@ -79,7 +79,7 @@ def noisy_clips(
                 put(item, f"{name} {level:g} dB", clip, read)
     nobody = dict.fromkeys(FIELDS, "") | {"prompt_seen": False, "simulated": True, "duration_s": SILENT_SECONDS}
     for number in range(SILENT_CLIPS):
-        read = functools.partial(_silence, number, seed)
+        read = functools.partial(silent_clip, number, seed)
         put(nobody | {"id": str(number), "speaker": "nobody"}, "silence", Clip("", "", SILENT_SECONDS, read), read)
     return items, out
 
@@ -101,7 +101,8 @@ def _mixed(clip: Clip, name: str, level: float, seed: int, others: Sequence[Any]
     return noise.add(clip.read(), name, level, rng, talkers)
 
 
-def _silence(number: int, seed: int) -> np.ndarray:
+def silent_clip(number: int, seed: int) -> np.ndarray:
+    """A quiet room, float32 [n]."""
     rng = np.random.default_rng([seed, number, 0x51])
     return (rng.standard_normal(int(SILENT_SECONDS * SAMPLE_RATE)) * 1e-3).astype(np.float32)
 

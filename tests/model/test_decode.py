@@ -174,6 +174,8 @@ def test_columns_scales_and_cross_mask_act_as_in_training(case):
                 if n < 12:
                     total += log_softmax(x)[[*got.tokens[row], Ids.eot][n]]
             np.testing.assert_allclose(got.sum_logprob[row], total, rtol=1e-3)
+        first = [jax.nn.softmax(case.logits(row, PROMPT[:1], cross_mask=cross_mask))[62] for row in range(ROWS)]
+        np.testing.assert_allclose(got.no_speech_prob, first, rtol=1e-4)  # the decoder's own, without columns
     bare = case.decode(DecodingOptions(max_tokens=12))
     assert bare.tokens != case.decode(DecodingOptions(max_tokens=12), **inputs).tokens
 
