@@ -4,7 +4,8 @@
   python benchmarks/mt_tuning.py --ding=/usr/share/trans/de-en --test=FILE.en,FILE.de
                  pairs of the Ding dictionary (Debian's trans-de-en), tested on sentences of 4 to 14 words
 
-Intervals are of the difference, bootstrapped over sentences; a seed is a whole training.
+Intervals are of the difference, bootstrapped over sentences; a seed is a whole training. With --keep=DIR trainings and
+translations stay there, and a run that was killed goes on where it was.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 from pathlib import Path
 import re
 import tempfile
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from jaxmoe import mt
 from jaxmoe.data import pairs as pair_data
 from jaxmoe.data.pairs import Pair
 from jaxmoe.eval import bleu
+from jaxmoe.mt.local import ADAPTERS
 from jaxmoe.phases import mt as phase
 
 WORDS = range(4, 15)
@@ -60,21 +63,35 @@ def main() -> None:
     parser.add_argument("--test", default="")
     parser.add_argument("--sentences", type=int, default=10_000, help="at most so many to test on")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--keep", type=Path, help="a folder for trainings and translations")
     parser.add_argument("--set", action="append", default=[], help="a field of config.mt_tuning, e.g. steps=40")
     args = parser.parse_args()
     train, validation, test = data(args)
     print(f"{len(train)} pairs to train on, {len(validation)} to validate on, {len(test)} to test on", flush=True)
     config = quickstart.get_config().unlock()
     config.mt_tuning.update(dict(steps=60, log_every=10, save_every=20) | dict(map(_field, args.set)))
+    with tempfile.TemporaryDirectory() as temporary:
+        run(config, args.model, args.seeds, args.keep or Path(temporary), (train, validation, test))
+
+
+def run(config: Any, model: str, seeds: int, folder: Path, data: tuple[list[Pair], list[Pair], list[Pair]]) -> None:
+    """Prints BLEU before tuning, then after each seed's, whose training is in folder/seed<N>."""
+    train, validation, test = data
     texts, references = [e for e, _ in test], [g for _, g in test]
-    statistics = lambda translator: bleu.bleu_statistics(translator.translate(texts), references)
-    before = statistics(mt.make("local", args.model))
+
+    def statistics(adapters: Path | None = None) -> np.ndarray:
+        translator = mt.make("local", model, adapters=adapters, cache_path=folder / "translations.sqlite")
+        return bleu.bleu_statistics(translator.translate(texts), references)
+
+    before = statistics()
     print(json.dumps({"untuned": round(float(bleu.bleu(before.sum(0))), 2)}), flush=True)
     rows = np.random.default_rng(0).integers(0, len(test), (1000, len(test)))
-    for config.seed in range(args.seeds):
-        with tempfile.TemporaryDirectory() as folder:
-            file = phase.tune(config, Path(folder), args.model, train, validation)
-            after = statistics(mt.make("local", args.model, adapters=file))
+    for config.seed in range(seeds):
+        trained = folder / f"seed{config.seed}"
+        if not (trained / "done").exists():
+            phase.tune(config, trained, model, train, validation)
+            (trained / "done").touch()
+        after = statistics(trained / ADAPTERS)
         draws = bleu.bleu(after[rows].sum(1)) - bleu.bleu(before[rows].sum(1))
         gain, interval = bleu.bleu(after.sum(0)) - bleu.bleu(before.sum(0)), np.percentile(draws, [2.5, 97.5])
         figures = {"tuned": bleu.bleu(after.sum(0)), "gain": gain, "low": interval[0], "high": interval[1]}
