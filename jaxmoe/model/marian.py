@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.model import beam
 from jaxmoe.model.lora import LoRADense
 from jaxmoe.model.whisper import Cache, LayerNorm, MultiHeadAttention
 
@@ -173,13 +174,17 @@ class Marian(nn.Module):
         scales: jax.Array | None = None,
         cache: Cache | None = None,
         at: jax.Array | int = 0,
+        beams: tuple[jax.Array, jax.Array] | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """Logits [B, T, V] after tokens [B, T] at places `at` .. `at` + T - 1, and the cache [L, B, C, D] with them."""
-        place = at + jnp.arange(tokens.shape[1])
+        """Logits [B, T, V] after tokens [B, T] at places `at` .. `at` + T - 1, and the cache [L, B, C, D] with them.
+
+        beams: where the tokens are hypotheses beside each other: their one place, and the slots each sees [B, T, C].
+        """
+        slots = at + jnp.arange(tokens.shape[1])
         length = tokens.shape[1] if cache is None else cache["k"].shape[2]
-        seen = (jnp.arange(length)[None, :] <= place[:, None])[None, None]
-        x = self._embed(tokens, place[None, :])
-        x, cache = self.decoder(x, cross, cache, jnp.asarray(at), seen, mask[:, None, None, :], scales)
+        place, seen = beams or (slots, (jnp.arange(length)[None, :] <= slots[:, None])[None])
+        x = self._embed(tokens, jnp.broadcast_to(place, tokens.shape))
+        x, cache = self.decoder(x, cross, cache, jnp.asarray(at), seen[:, None], mask[:, None, None, :], scales)
         logits = x @ self.embedding.T.astype(self.dtype) + self.final_bias
         return logits.astype(jnp.float32), cache
 
@@ -188,6 +193,17 @@ class Marian(nn.Module):
     ) -> jax.Array:
         """Teacher-forced logits [B, T, V]."""
         return self.decode(tokens, self.encode(source, mask, scales), mask, scales)[0]
+
+
+def _empty_cache(model: Marian, rows: int, slots: int) -> Cache:
+    shape = (model.dims.n_decoder_layer, rows, slots, model.dims.n_state)
+    return {"k": jnp.zeros(shape, model.dtype), "v": jnp.zeros(shape, model.dtype)}
+
+
+def _without_padding(model: Marian, logits: jax.Array) -> jax.Array:
+    """Logits [.., V] in which padding is never said, as opus-mt's generation_config.json forbids it."""
+    never = jnp.arange(model.dims.n_vocab) == model.dims.pad
+    return jnp.where(jnp.broadcast_to(never, logits.shape), -jnp.inf, logits)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "slots"))
@@ -200,14 +216,12 @@ def greedy(
     """
     d, variables, rows = model.dims, {"params": params}, source.shape[0]
     cross = model.apply(variables, source, mask, method="encode")
-    shape = (d.n_decoder_layer, rows, slots, d.n_state)
-    cache = {"k": jnp.zeros(shape, model.dtype), "v": jnp.zeros(shape, model.dtype)}
-    never = jnp.arange(d.n_vocab) == d.pad  # opus-mt's generation_config.json forbids it
+    cache = _empty_cache(model, rows, slots)
 
     def step(carry: tuple) -> tuple:
         n, token, cache, done, out, number = carry
         logits, cache = model.apply(variables, token[:, None], cross, mask, cache=cache, at=n, method="decode")
-        token = jnp.argmax(jnp.where(never, -jnp.inf, logits[:, 0]), axis=-1).astype(jnp.int32)
+        token = jnp.argmax(_without_padding(model, logits[:, 0]), axis=-1).astype(jnp.int32)
         done = done | (token == d.eos)
         out = jax.lax.dynamic_update_slice(out, token[:, None], (0, n))
         number = number + ~done
@@ -218,3 +232,39 @@ def greedy(
     carry = (jnp.zeros((), jnp.int32), start, cache, limit <= 0, out, jnp.zeros(rows, jnp.int32))
     *_, out, number = jax.lax.while_loop(lambda c: ~c[3].all() & (c[0] < slots), step, carry)
     return out, number
+
+
+@functools.partial(jax.jit, static_argnames=("model", "beams", "slots"))
+def beam_search(
+    model: Marian,
+    params: Any,
+    source: jax.Array,
+    mask: jax.Array,
+    limit: jax.Array,
+    rules: beam.Rules,
+    *,
+    beams: int,
+    slots: int,
+) -> tuple[jax.Array, jax.Array]:
+    """What `greedy` returns, of the best of `beams` hypotheses a row."""
+    variables, rows = {"params": params}, source.shape[0]
+    cross = model.apply(variables, source, mask, method="encode")
+    # Slot 0 is the start token's, which all hypotheses see; then one for each of them a step.
+    cache = _empty_cache(model, rows, 1 + beams * slots)
+    start = jnp.full((rows, 1), model.dims.pad, jnp.int32)
+    logits, cache = model.apply(variables, start, cross, mask, cache=cache, method="decode")
+    normalised = lambda logits: jax.nn.log_softmax(_without_padding(model, logits))
+
+    def advance(carry: Any, hypothesis: jax.Array, token: jax.Array, step: jax.Array) -> tuple[jax.Array, Any]:
+        cache, seen = carry
+        slot = 1 + step * beams
+        seen = beam.past(seen, hypothesis, slot)
+        logits, cache = model.apply(
+            variables, token, cross, mask, cache=cache, at=slot, beams=(1 + step, seen), method="decode"
+        )
+        return normalised(logits), (cache, seen)
+
+    seen = jnp.broadcast_to(jnp.arange(1 + beams * slots) == 0, (rows, beams, 1 + beams * slots))
+    return beam.search(
+        advance, normalised(logits[:, 0]), (cache, seen), limit, rules, beams=beams, max_tokens=slots
+    )

@@ -65,6 +65,7 @@ class ChatModel:
     """A GGUF file or a Hugging Face folder of a Qwen2 that was trained on ChatML."""
 
     longest = 2048  # tokens of a source
+    search = "greedy"
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -43,7 +43,7 @@ class LocalTranslator:
         self.network = open_network(path)
         self.name = f"local MT ({self.model})"
         base = digest(path)
-        self.signature = f"local:{self.model}:{base[:16]}:prompt={self.network.prompt}:greedy"
+        self.signature = f"local:{self.model}:{base[:16]}:prompt={self.network.prompt}:{self.network.search}"
         self._columns: lora.Columns = {}
         self._scales = jnp.zeros(0)
         if adapters is not None:
@@ -58,7 +58,7 @@ class LocalTranslator:
         return [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
 
     def run(self, batch: Sequence[str]) -> list[Translation]:
-        """Greedy translation of at most batch_size texts.
+        """Translation of at most batch_size texts.
 
         Raises:
             ValueError: a text longer than the model takes.

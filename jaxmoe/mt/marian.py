@@ -1,4 +1,7 @@
-"""Marian (Helsinki-NLP's opus-mt-en-de and its like) as a translator: tokens, greedy German, the loss on a pair."""
+"""Marian (Helsinki-NLP's opus-mt-en-de and its like) as a translator: tokens, their German, the loss on a pair.
+
+It searches as the folder's generation_config.json says (opus-mt's: a beam of 4 or 6), greedily where there is none.
+"""
 
 from collections.abc import Sequence
 import dataclasses
@@ -24,6 +27,7 @@ class MarianModel:
         self._folder = folder
         self._dims = loader.dimensions(folder / "config.json")
         self.longest = self._dims.n_ctx
+        self.beams, self._rules = loader.search(folder, self._dims)
         self._vocabulary: dict[str, int] = json.loads((folder / "vocab.json").read_text("utf-8"))
         self._pieces = {i: piece for piece, i in self._vocabulary.items()}
         self._tokenizers = {side: loader.tokenizer(folder, side) for side in ("source", "target")}
@@ -50,13 +54,22 @@ class MarianModel:
         model, params = self._read()
         self._model, self._params = model, lora.merge(params, columns, scales)
 
+    @property
+    def search(self) -> str:
+        """How it searches, in the translator's signature."""
+        if self.beams == 1:
+            return "greedy"
+        return f"beam={self.beams}:length_penalty={self._rules.length_penalty}:early={self._rules.early_stopping}"
+
     def translate(self, tokens: np.ndarray, mask: np.ndarray, limit: np.ndarray, texts: Sequence[str]) -> list[str]:
-        """Greedy translations of sources tokens [B, S], padded on the left; texts, at most B, are what they say."""
+        """Translations of sources tokens [B, S], padded on the left; texts, at most B, are what they say."""
         slots = min(2 * tokens.shape[1] + 10, self._dims.n_ctx)
         mask = mask | ~mask.any(axis=1, keepdims=True)  # a row of padding looks at padding
-        out, number = marian.greedy(
-            self._model, self._params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(limit), slots
-        )
+        given = (self._model, self._params, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(limit))
+        if self.beams == 1:
+            out, number = marian.greedy(*given, slots)
+        else:
+            out, number = marian.beam_search(*given, self._rules, beams=self.beams, slots=slots)
         rows = zip(np.asarray(out), np.asarray(number), texts, strict=False)
         return [self._text(ids[:n].tolist()) for ids, n, _ in rows]
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.model import lora, marian
+from jaxmoe.model import beam, lora, marian
 from jaxmoe.model.load import marian as loader
 
 V, PAD, EOS = 60, 59, 0
@@ -81,6 +81,37 @@ def test_greedy_text(pair, sources):
         assert out[row, : int(number[row])].tolist() == expected
         said.append(tuple(expected))
     assert len(set(said)) > 1
+
+
+@pytest.mark.parametrize("beams, penalty, early", [(4, 1.0, False), (6, 1.0, True), (5, 0.3, False), (4, 2.0, False)])
+def test_beam_text(pair, beams, penalty, early):
+    """Forty sources at once; transformers one by one. Limits cut some texts off, the rest end by themselves."""
+    import torch
+
+    theirs, _, model, params = pair
+    rng = np.random.default_rng(beams)
+    rows = [rng.integers(1, V - 1, n) for n in rng.integers(1, 8, 40)]
+    limit = rng.integers(3, 13, 40)
+    left = np.stack([np.concatenate([np.full(8 - len(row), PAD), row]) for row in rows])
+    with_stops = {**params, "final_bias": params["final_bias"].at[EOS].add(2.0)}
+    theirs.final_logits_bias[0, EOS] += 2.0
+    arrays = (jnp.array(left), jnp.array(left != PAD), jnp.array(limit))
+    out, number = marian.beam_search(
+        model, with_stops, *arrays, beam.Rules(EOS, penalty, early), beams=beams, slots=12
+    )
+    greedy, short = marian.greedy(model, with_stops, *arrays, 12)
+    expected = []
+    for row in range(40):
+        said = theirs.generate(
+            torch.tensor(rows[row][None]), do_sample=False, num_beams=beams, length_penalty=penalty,
+            early_stopping=early, max_new_tokens=int(limit[row]), bad_words_ids=[[PAD]], renormalize_logits=True,
+        )[0, 1:].tolist()  # fmt: skip
+        expected.append(said[: said.index(EOS)] if EOS in said else said)
+    theirs.final_logits_bias[0, EOS] -= 2.0
+    text = lambda out, number: [ids[:n].tolist() for ids, n in zip(np.asarray(out), np.asarray(number), strict=True)]
+    assert text(out, number) == expected
+    assert text(greedy, short) != expected
+    assert 5 < sum(len(said) == n for said, n in zip(expected, limit, strict=True)) < 35
 
 
 def test_adapters_applied_equal_merged(pair, sources):

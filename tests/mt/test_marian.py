@@ -1,12 +1,14 @@
 """The Marian translator on a random small model with real SentencePiece files: text to text, and fine-tuned."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from configs import quickstart
 from jaxmoe import mt
+from jaxmoe.model.load import marian as loader
 from jaxmoe.mt import local
 from jaxmoe.phases import mt as phase
 
@@ -62,21 +64,34 @@ def test_pieces_become_the_models_ids_and_unknown_characters_unk(folder):
     assert ids["<unk>"] in network.source("dog ß")
 
 
-def test_text_equals_transformers_one_by_one(folder):
+@pytest.mark.parametrize("beams", [1, 4])
+def test_text_equals_transformers_one_by_one(folder, tmp_path, beams):
     import torch
     import transformers
 
-    theirs, network = transformers.MarianMTModel.from_pretrained(folder).eval(), local.open_network(folder)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    asked = json.loads((folder / "generation_config.json").read_text()) | {"num_beams": beams}
+    (tmp_path / "generation_config.json").write_text(json.dumps(asked))
+    theirs, network = transformers.MarianMTModel.from_pretrained(folder).eval(), local.open_network(tmp_path)
     texts = [english for english, _ in PAIRS] + ["fox fox fox fox here dog is a"]
-    said = mt.make("local", str(folder), batch_size=3).translate(texts)
+    translator = mt.make("local", str(tmp_path), batch_size=3)
+    assert translator.signature.endswith("greedy" if beams == 1 else ":beam=4:length_penalty=1.0:early=False")
+    said = translator.translate(texts)
     for text, got in zip(texts, said, strict=True):
         source = network.source(text)
         out = theirs.generate(
-            torch.tensor([source]), do_sample=False, num_beams=1, max_new_tokens=network.limit(source),
-            bad_words_ids=[[theirs.config.pad_token_id]],
+            torch.tensor([source]), do_sample=False, num_beams=beams, max_new_tokens=network.limit(source),
+            bad_words_ids=[[theirs.config.pad_token_id]], renormalize_logits=True,
         )[0, 1:].tolist()  # fmt: skip
         assert got == network._text(out[: out.index(0)] if 0 in out else out)
     assert len(set(said)) > 1
+
+
+def test_a_search_that_is_not_followed_is_refused(folder, tmp_path):
+    (tmp_path / "config.json").write_text((folder / "config.json").read_text())
+    (tmp_path / "generation_config.json").write_text('{"num_beams": 4, "no_repeat_ngram_size": 3}')
+    with pytest.raises(ValueError, match=r"generation_config\.json: no_repeat_ngram_size=3"):
+        loader.search(tmp_path, loader.dimensions(tmp_path / "config.json"))
 
 
 def test_fine_tuning_teaches_the_pairs(folder, tmp_path):

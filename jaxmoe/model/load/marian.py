@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from flax.traverse_util import unflatten_dict
 import numpy as np
 
+from jaxmoe.model.beam import Rules
 from jaxmoe.model.load.llm import open_tensors
 from jaxmoe.model.marian import ACTIVATIONS, MarianDimensions
 
@@ -17,6 +18,10 @@ _ATTENTION = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "out
 _NORM = {"scale": "weight", "bias": "bias"}
 # Not read: positions are computed; a key's bias adds the same to all scores of a query, which the softmax takes out.
 _LEFT_OUT = ("embed_positions.weight", "k_proj.bias", "embed_tokens.weight", "lm_head.weight")
+
+# Fields of generation_config.json: those that are followed, with transformers' defaults, and those that must be off.
+_SEARCH = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
+_PLAIN = {"num_beam_groups": 1, "no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "do_sample": False}
 
 
 def dimensions(path: Path) -> MarianDimensions:
@@ -50,6 +55,24 @@ def dimensions(path: Path) -> MarianDimensions:
         eos=c["eos_token_id"],
         n_ctx=c["max_position_embeddings"],
     )
+
+
+def search(folder: Path, dims: MarianDimensions) -> tuple[int, Rules]:
+    """Width and rules of the beam search that generation_config.json asks for, or config.json, where older ones say it.
+
+    Raises:
+        ValueError: a field that this search does not follow.
+    """
+    files = (folder / "generation_config.json", folder / "config.json")
+    path = next(file for file in files if file.exists())
+    c = json.loads(path.read_text("utf-8"))
+    given = {name: default if c.get(name) is None else c[name] for name, default in _SEARCH.items()}
+    wrong = [name for name, plain in _PLAIN.items() if c.get(name) not in (None, plain)]
+    wrong += ["early_stopping"] * (given["early_stopping"] not in (True, False))
+    if wrong:
+        found = ", ".join(f"{name}={c[name]!r}" for name in wrong)
+        raise ValueError(f"{path}: {found}; this search does not follow it. Take it out to search without.")
+    return given["num_beams"], Rules(dims.eos, float(given["length_penalty"]), given["early_stopping"])
 
 
 def _names(dims: MarianDimensions) -> dict[str, str]:
