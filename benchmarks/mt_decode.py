@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import transformers
 
-from jaxmoe.model import llm, marian
+from jaxmoe.model import llm, llm_decode, marian
 from jaxmoe.model.load import hf_llm
 from jaxmoe.model.load import marian as load_marian
 
@@ -67,7 +67,7 @@ def make_qwen2(folder: Path, sources: np.ndarray):
         return theirs.generate(ids, do_sample=False, max_new_tokens=NEW, pad_token_id=0)[:, SOURCE:].numpy()
 
     def ours() -> np.ndarray:
-        out, _ = llm.greedy(model, params, sources, mask, limit, jnp.array([-1]), slots=SOURCE + NEW)
+        out, _ = llm_decode.greedy(model, params, sources, mask, limit, jnp.array([-1]), slots=SOURCE + NEW)
         return np.asarray(out)[:, :NEW]
 
     return reference, ours

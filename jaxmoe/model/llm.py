@@ -1,18 +1,23 @@
-"""Decoder-only language model: RMSNorm, RoPE, grouped-query attention, SwiGLU (Qwen2; Llama lacks its biases).
+"""Decoder-only language model: RMSNorm, RoPE, grouped-query attention, gated MLP (Qwen2, Llama, Gemma 3).
+
+Llama lacks Qwen2's biases. Gemma 3 has norms of queries and keys and after each half of a layer, scaled embeddings, and
+layers that see a window only, with a rotation of their own.
 
 Parameters, kernels [in, out]; `blocks` is stacked on axis 0 when the layers are scanned, else it is `blocks_0`, ...:
     {"token_embedding": {"embedding" [V, D]}, "norm": {"scale" [D]}, "output": {"kernel" [D, V]} unless tied,
      "blocks": {"attn": {"query", "key", "value": {"kernel", "bias"}, "out": {"kernel"}}, "attn_norm": {"scale"},
                 "mlp": {"gate", "up", "down": {"kernel"}}, "mlp_norm": {"scale"}}}
+    and in Gemma's blocks "attn_post_norm", "mlp_post_norm" and, in "attn", "query_norm", "key_norm": {"scale" [K]}.
 Terms: B batch, T tokens given, C slots of the key-value cache, P tokens of the shared prefix, D width, H heads,
 G key-value heads, K head width, F width of the MLP, L layers, V vocabulary.
 
-Source: Qwen2 (Yang et al. 2024, arXiv 2407.10671) as transformers' modeling_qwen2.py computes it.
+Source: Qwen2 (Yang et al. 2024, arXiv 2407.10671) as transformers' modeling_qwen2.py computes it, Gemma 3 (Gemma Team
+2025, arXiv 2503.19786) as modeling_gemma3.py does.
 """
 
 import dataclasses
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,7 +32,16 @@ MASKED = -1e30  # finite: a row of padding that sees nothing gets a uniform soft
 
 @dataclasses.dataclass(frozen=True)
 class LanguageModelDimensions:
-    """Sizes and constants of one model; what a GGUF header or a config.json says about it."""
+    """Sizes and constants of one model; what a GGUF header or a config.json says about it.
+
+    The last ones, by default those of Qwen2 and Llama:
+      rope_divisors: what longer contexts divide the K / 2 frequencies of the rotation by; () for nothing.
+      attention_scale: of the scores; 0 for 1 / sqrt(K).
+      embedding_scale: of the input embeddings.
+      gelu: the MLP's activation is GELU's tanh approximation, not SiLU.
+      qk_norm, post_norms: norms of queries and keys; norms after attention and MLP.
+      local: which layers see `window` tokens only, their own included, and turn by rope_local_base.
+    """
 
     n_vocab: int
     n_layer: int
@@ -40,14 +54,41 @@ class LanguageModelDimensions:
     norm_eps: float
     qkv_bias: bool
     tied: bool
+    rope_divisors: tuple[float, ...] = ()
+    attention_scale: float = 0.0
+    embedding_scale: float = 1.0
+    gelu: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    local: tuple[bool, ...] = ()
+    window: int = 0
+    rope_local_base: float = 0.0
 
 
-def rope_angles(positions: jax.Array, head_state: int, base: float) -> tuple[jax.Array, jax.Array]:
+class View(NamedTuple):
+    """What a layer sees of the places of its tokens.
+
+    Attributes:
+      angles: cosines and sines of the rotation, as rope_angles gives them.
+      mask: [B, T, C], which slots of the cache.
+      prefix: [B, T, P], which tokens of the shared prefix; None for all of them.
+    """
+
+    angles: tuple[jax.Array, jax.Array]
+    mask: jax.Array
+    prefix: jax.Array | None
+
+
+def rope_angles(
+    positions: jax.Array, head_state: int, base: float, divisors: tuple[float, ...] = ()
+) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of rotary embedding at positions [B, T] -> two of [B, T, 1, K / 2].
 
     Source: Su et al. 2021, eq. 34.
     """
     frequencies = base ** (-jnp.arange(0, head_state, 2, dtype=jnp.float32) / head_state)
+    if divisors:
+        frequencies = frequencies / jnp.asarray(divisors, jnp.float32)
     angles = positions[..., None].astype(jnp.float32) * frequencies[None, None, :]
     return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
 
@@ -82,14 +123,13 @@ class Attention(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
-        mask: jax.Array,
+        view: View,
         start: jax.Array,
         scales: jax.Array | None,
         cache: Cache,
         prefix: Cache,
     ) -> tuple[jax.Array, Cache]:
-        """x [B, T, D], mask [B, T, C] -> ([B, T, D], cache with the keys of x written from slot `start`)."""
+        """x [B, T, D] -> ([B, T, D], cache with the keys of x written from slot `start`)."""
         d = self.dims
         heads, groups, width = d.n_head, d.n_kv_head, d.n_head_state
         rows, length, _ = x.shape
@@ -97,9 +137,12 @@ class Attention(nn.Module):
         query = dense(heads * width, use_bias=d.qkv_bias, name="query")(x, scales)
         key = dense(groups * width, use_bias=d.qkv_bias, name="key")(x, scales)
         value = dense(groups * width, use_bias=d.qkv_bias, name="value")(x, scales)
-        query = rotate(query.reshape(rows, length, heads, width), angles) * width**-0.5
+        query, key = query.reshape(rows, length, heads, width), key.reshape(rows, length, groups, width)
+        if d.qk_norm:
+            query, key = RMSNorm(d.norm_eps, name="query_norm")(query), RMSNorm(d.norm_eps, name="key_norm")(key)
+        query = rotate(query, view.angles) * (d.attention_scale or width**-0.5)
         query = query.reshape(rows, length, groups, heads // groups, width).astype(self.dtype)
-        key = rotate(key.reshape(rows, length, groups, width), angles).astype(self.dtype)
+        key = rotate(key, view.angles).astype(self.dtype)
         value = value.reshape(rows, length, groups, width)
         if cache is None:
             cache = {"key": key, "value": value}
@@ -110,13 +153,15 @@ class Attention(nn.Module):
                 "value": jax.lax.dynamic_update_slice(cache["value"], value, at),
             }
         scores = jnp.einsum("btgrk,bsgk->bgrts", query, cache["key"]).astype(jnp.float32)
-        scores = jnp.where(mask[:, None, None], scores, MASKED)  # [B, G, H / G, T, C]
+        scores = jnp.where(view.mask[:, None, None], scores, MASKED)  # [B, G, H / G, T, C]
         if prefix is None:
             weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
             y = jnp.einsum("bgrts,bsgk->btgrk", weights, cache["value"])
         else:
             # One GEMM for all rows, where a copy of the prefix in every row's cache would be read once a row.
             before = jnp.einsum("btgrk,pgk->bgrtp", query, prefix["key"]).astype(jnp.float32)
+            if view.prefix is not None:
+                before = jnp.where(view.prefix[:, None, None], before, MASKED)
             scores = jnp.concatenate([before, scores], axis=-1)
             weights = jax.nn.softmax(scores, axis=-1).astype(self.dtype)
             span = prefix["key"].shape[0]
@@ -127,7 +172,7 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU: (silu(x W_gate) * x W_up) W_down (Shazeer 2020, eq. 6)."""
+    """SwiGLU or GEGLU: (f(x W_gate) * x W_up) W_down (Shazeer 2020, eq. 6)."""
 
     dims: LanguageModelDimensions
     dtype: Any = jnp.float32
@@ -137,11 +182,12 @@ class MLP(nn.Module):
         dense = partial(LoRADense, use_bias=False, dtype=self.dtype)
         gate = dense(self.dims.n_mlp, name="gate")(x, scales)  # [B, T, F]
         up = dense(self.dims.n_mlp, name="up")(x, scales)
-        return dense(self.dims.n_state, name="down")(nn.silu(gate) * up, scales)
+        active = nn.gelu(gate, approximate=True) if self.dims.gelu else nn.silu(gate)
+        return dense(self.dims.n_state, name="down")(active * up, scales)
 
 
 class Block(nn.Module):
-    """One layer: x + attention(norm(x)), then x + mlp(norm(x))."""
+    """One layer: x + attention(norm(x)), then x + mlp(norm(x)); with post_norms, what is added is normed again."""
 
     dims: LanguageModelDimensions
     dtype: Any = jnp.float32
@@ -150,19 +196,23 @@ class Block(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        angles: tuple[jax.Array, jax.Array],
-        mask: jax.Array,
+        local: jax.Array | bool,
+        views: tuple[View, ...],
         start: jax.Array,
         scales: jax.Array | None,
         cache: Cache,
         prefix: Cache,
     ) -> tuple[jax.Array, Cache]:
+        """views: what a layer sees that sees everything, and, where there are `local` ones, what they see."""
         d = self.dims
-        attn = Attention(d, self.dtype, name="attn")
-        y, cache = attn(RMSNorm(d.norm_eps, name="attn_norm")(x), angles, mask, start, scales, cache, prefix)
-        x = x + y
-        x = x + MLP(d, self.dtype, name="mlp")(RMSNorm(d.norm_eps, name="mlp_norm")(x), scales)
-        return x, cache
+        view = views[0]
+        if len(views) > 1:
+            view = jax.tree.map(lambda everywhere, near: jnp.where(local, near, everywhere), *views)
+        norm = lambda name, x: RMSNorm(d.norm_eps, name=name)(x)
+        y, cache = Attention(d, self.dtype, name="attn")(norm("attn_norm", x), view, start, scales, cache, prefix)
+        x = x + (norm("attn_post_norm", y) if d.post_norms else y)
+        y = MLP(d, self.dtype, name="mlp")(norm("mlp_norm", x), scales)
+        return x + (norm("mlp_post_norm", y) if d.post_norms else y), cache
 
 
 class LanguageModel(nn.Module):
@@ -185,7 +235,7 @@ class LanguageModel(nn.Module):
                 nn.remat(Block, prevent_cse=False),  # a scan keeps its iterations apart already
                 variable_axes={"params": 0, "lora": 0},
                 split_rngs={"params": True},
-                in_axes=(*(nn.broadcast,) * 4, 0, 0),
+                in_axes=(0, *(nn.broadcast,) * 3, 0, 0),
                 length=d.n_layer,
             )(d, self.dtype)
         else:
@@ -196,7 +246,8 @@ class LanguageModel(nn.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Input embeddings [B, T, D] of tokens [B, T]."""
-        return self.token_embedding(tokens)
+        x = self.token_embedding(tokens)
+        return x if self.dims.embedding_scale == 1.0 else x * jnp.asarray(self.dims.embedding_scale, x.dtype)
 
     def __call__(self, tokens: jax.Array, *where: jax.Array, **more: Any) -> tuple[jax.Array, Cache]:
         """Logits and the cache after tokens [B, T]; the rest as `from_embeddings` takes it."""
@@ -225,12 +276,12 @@ class LanguageModel(nn.Module):
         """
         d = self.dims
         x = x.astype(self.dtype)
-        angles = rope_angles(positions, d.n_head_state, d.rope_base)
         if mask.ndim == 2:
             slots = jnp.arange(mask.shape[1])[None, None, :]
             own = start + jnp.arange(x.shape[1])[None, :, None]
             mask = (slots <= own) & mask[:, None, :]  # [B, T, C]
-        x, cache = self._layers(x, angles, mask, jnp.asarray(start), scales, cache, prefix)
+        views = self._views(positions, mask, prefix_length(prefix))
+        x, cache = self._layers(x, views, jnp.asarray(start), scales, cache, prefix)
         if read is not None:
             at = read.reshape(read.shape[0], -1, 1)
             x = jnp.take_along_axis(x, at, axis=1).reshape(*read.shape, x.shape[-1])
@@ -243,136 +294,31 @@ class LanguageModel(nn.Module):
             logits = by_rows(x, self.token_embedding.embedding.astype(self.dtype))
         return logits.astype(jnp.float32), cache
 
+    def _views(self, positions: jax.Array, mask: jax.Array, span: int) -> tuple[View, ...]:
+        """What layers see that see everything, and what local ones do, from positions [B, T] and mask [B, T, C]."""
+        d = self.dims
+        angles = rope_angles(positions, d.n_head_state, d.rope_base, d.rope_divisors)
+        if not any(d.local):
+            return (View(angles, mask, None),)
+        near = positions[:, :, None] - d.window  # [B, T, 1], the nearest position that is out of sight
+        before = jnp.broadcast_to(jnp.arange(span), (*positions.shape, span))
+        place = span + jnp.cumsum(mask, axis=2) - 1  # of a slot, where it is seen
+        turned = rope_angles(positions, d.n_head_state, d.rope_local_base)
+        return View(angles, mask, before >= 0), View(turned, mask & (place > near), before > near)
+
     def _layers(self, x: jax.Array, *shared: Any) -> tuple[jax.Array, Cache]:
+        d = self.dims
+        local = d.local or (False,) * d.n_layer
         if self.scan_layers:
-            return self.blocks(x, *shared)
+            return self.blocks(x, jnp.asarray(local), *shared)
         *same, cache, prefix = shared
         after = []
         for i, block in enumerate(self.blocks):
-            x, layer = block(x, *same, *(None if kept is None else kept[i] for kept in (cache, prefix)))
+            x, layer = block(x, local[i], *same, *(None if kept is None else kept[i] for kept in (cache, prefix)))
             after.append(layer)
         return x, tuple(after)
 
 
-def empty_cache(model: LanguageModel, rows: int, slots: int) -> Cache:
-    """A cache of zeros for `rows` sequences of at most `slots` tokens after the prefix."""
-    d = model.dims
-    shape: tuple[int, ...] = (rows, slots, d.n_kv_head, d.n_head_state)
-    if model.scan_layers:
-        shape = (d.n_layer, *shape)
-        return {"key": jnp.zeros(shape, model.dtype), "value": jnp.zeros(shape, model.dtype)}
-    return tuple(
-        {"key": jnp.zeros(shape, model.dtype), "value": jnp.zeros(shape, model.dtype)} for _ in range(d.n_layer)
-    )
-
-
-@partial(jax.jit, static_argnames="model")
-def make_prefix(model: LanguageModel, params: Any, tokens: jax.Array) -> Cache:
-    """Keys and values of a prompt tokens [P] that every row begins with, computed once: `prefix` of the calls below."""
-    row = tokens[None, :]
-    # `read` spares the vocabulary's GEMM at all places but one.
-    _, cache = model.apply(
-        {"params": params},
-        row,
-        jnp.arange(row.shape[1])[None, :],
-        jnp.ones(row.shape, bool),
-        read=jnp.zeros(1, jnp.int32),
-    )
-    return jax.tree.map(lambda leaf: leaf[:, 0] if model.scan_layers else leaf[0], cache)
-
-
-def greedy(
-    model: LanguageModel,
-    params: Any,
-    prompt: jax.typing.ArrayLike,
-    mask: jax.typing.ArrayLike,
-    limit: jax.typing.ArrayLike,
-    stop: jax.typing.ArrayLike,
-    prefix: Cache = None,
-    *,
-    slots: int,
-) -> tuple[jax.Array, jax.Array]:
-    """The likeliest continuation, token by token, of each row.
-
-    prompt: tokens [B, T] or embeddings [B, T, D]; mask [B, T]: True where there is something, padding on either side.
-    limit [B]: most new tokens of a row (0 leaves it out), at most slots - T; stop [n]: tokens that end a row. Ends when
-    every row has. Adapters are merged into `params` beforehand (lora.merge): they then cost nothing a token.
-    `prefill` is compiled for every (B, T, slots), `decode` for every (B, slots): few of each make few compilations.
-    Returns (new tokens [B, slots], their number [B], the stop token not counted); what follows the number is undefined.
-    """
-    prompt = jnp.asarray(prompt)
-    rows, length = prompt.shape[:2]
-    new = jnp.ones((rows, slots - length), bool)
-    mask = jnp.concatenate([jnp.asarray(mask), new], axis=1)  # [B, C]
-    logits, cache = prefill(model, params, prompt, mask, prefix)
-    limit = jnp.minimum(jnp.asarray(limit), slots - length)
-    return decode(model, params, logits, cache, mask, jnp.asarray(length), limit, jnp.asarray(stop), prefix)
-
-
-def _prefix_length(prefix: Cache) -> int:
+def prefix_length(prefix: Cache) -> int:
+    """Tokens of a shared prefix."""
     return 0 if prefix is None else jax.tree.leaves(prefix)[0].shape[-3]
-
-
-@partial(jax.jit, static_argnames="model")
-def prefill(
-    model: LanguageModel, params: Any, prompt: jax.Array, mask: jax.Array, prefix: Cache
-) -> tuple[jax.Array, Cache]:
-    """Logits [B, V] after the prompts [B, T(, D)], and a cache as wide as mask [B, C], of which they fill T slots."""
-    rows, length = prompt.shape[:2]
-    given = mask[:, :length]
-    positions = _prefix_length(prefix) + jnp.maximum(jnp.cumsum(given, axis=1) - 1, 0)
-    last = length - 1 - jnp.argmax(given[:, ::-1], axis=1)  # index of each row's last token
-    cache = empty_cache(model, rows, mask.shape[1])
-    method = "from_embeddings" if prompt.ndim == 3 else None
-    return model.apply(
-        {"params": params}, prompt, positions, mask, cache=cache, prefix=prefix, read=last, method=method
-    )
-
-
-@partial(jax.jit, static_argnames="model")
-def decode(
-    model: LanguageModel,
-    params: Any,
-    logits: jax.Array,
-    cache: Cache,
-    mask: jax.Array,
-    length: jax.Array,
-    limit: jax.Array,
-    stop: jax.Array,
-    prefix: Cache,
-) -> tuple[jax.Array, jax.Array]:
-    """What `greedy` says, from the logits and the cache after prompts of `length` slots."""
-    rows, slots = mask.shape
-    given = mask & (jnp.arange(slots) < length)[None, :]
-    first = _prefix_length(prefix) + given.sum(axis=1)  # [B], position of each row's first new token
-
-    def emit(
-        n: jax.Array, logits: jax.Array, done: jax.Array, out: jax.Array, number: jax.Array
-    ) -> tuple[jax.Array, ...]:
-        new = jnp.argmax(logits, axis=-1).astype(jnp.int32)  # [B]
-        done = done | (new[:, None] == stop[None, :]).any(axis=1)
-        out = jax.lax.dynamic_update_slice(out, new[:, None], (0, n))
-        number = number + ~done
-        return new, done | (number >= limit), out, number
-
-    def step(carry: tuple) -> tuple:
-        n, new, cache, done, out, number = carry
-        logits, cache = model.apply(
-            {"params": params},
-            new[:, None],
-            (first + n)[:, None],
-            mask,
-            start=length + n,
-            cache=cache,
-            prefix=prefix,
-            read=jnp.zeros(rows, jnp.int32),
-        )
-        new, done, out, number = emit(n + 1, logits, done, out, number)
-        return n + 1, new, cache, done, out, number
-
-    zero = jnp.zeros((), jnp.int32)
-    out = jnp.zeros((rows, slots), jnp.int32)
-    new, done, out, number = emit(zero, logits, limit <= 0, out, jnp.zeros(rows, jnp.int32))
-    carry = (zero, new, cache, done, out, number)
-    *_, out, number = jax.lax.while_loop(lambda c: ~c[3].all(), step, carry)
-    return out, number

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxmoe.model import beam
-from jaxmoe.model.llm import Cache, LanguageModel, prefill
+from jaxmoe.model.llm import Cache, LanguageModel
+from jaxmoe.model.llm_decode import prefill
 
 
 def beam_search(

@@ -1,4 +1,4 @@
-"""A small instruction-tuned language model as a translator: its prompt, its greedy answer, its loss on a pair.
+"""A small instruction-tuned language model as a translator: its tokens, its greedy answer, its loss on a pair.
 
 The prompt's beginning, with a few examples, is read once by the base model; adapters act on the text and the answer
 alone. Fine-tuning therefore starts from the prompted model, and a pair costs its own tokens.
@@ -6,6 +6,7 @@ alone. Fine-tuning therefore starts from the prompted model, and a pair costs it
 
 from collections.abc import Sequence
 import dataclasses
+import functools
 import hashlib
 from pathlib import Path
 import re
@@ -16,42 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoe.data.pairs import PairBatch
-from jaxmoe.model import llm, lora
+from jaxmoe.model import llm, llm_decode, lora
+from jaxmoe.mt import prompt as prompts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-INSTRUCTION = "You translate English into German. Answer with the translation only."
-# Written for this project; none occurs, nearly or exactly, in the demo corpus. Their keys and values are computed once,
-# so that ten cost hardly more than three.
-SHOTS = (
-    ("The shop around the corner sells fresh bread.", "Der Laden um die Ecke verkauft frisches Brot."),
-    ("Her brother moved to the coast two years ago.", "Ihr Bruder ist vor zwei Jahren an die Küste gezogen."),
-    ("Why did the machine stop working?", "Warum hat die Maschine aufgehört zu arbeiten?"),
-    ("Remind me to water the plants on Thursday.", "Erinnere mich daran, am Donnerstag die Pflanzen zu gießen."),
-    ("Could you bring me the blue blanket?", "Könnten Sie mir die blaue Decke bringen?"),
-    (
-        "The government has announced new rules for hospitals.",
-        "Die Regierung hat neue Regeln für Krankenhäuser angekündigt.",
-    ),
-    ("My knee has been hurting since the fall.", "Mein Knie tut seit dem Sturz weh."),
-    ("They say it will snow again next week.", "Es heißt, dass es nächste Woche wieder schneit."),
-    ("An old fisherman lived alone at the edge of the forest.", "Ein alter Fischer lebte allein am Rand des Waldes."),
-    ("Play the radio a little louder.", "Mach das Radio ein bisschen lauter."),
-)
-_TURN = "<|im_start|>{role}\n{text}<|im_end|>\n"  # ChatML, the format of Qwen's chat models
-BEFORE = (
-    _TURN.format(role="system", text=INSTRUCTION)
-    + "".join(
-        _TURN.format(role="user", text=english) + _TURN.format(role="assistant", text=german)
-        for english, german in SHOTS
-    )
-    + "<|im_start|>user\n"
-)
-AFTER = "<|im_end|>\n<|im_start|>assistant\n"
-END = "<|im_end|>"
-STOPS = (END, "<|im_start|>", "<|endoftext|>")
 _QUOTES = ('""', "„“", "“”", "«»", "»«", "''", "‚‘")
+
+
+class _Prompt(NamedTuple):
+    """A tokenizer and, in its tokens, what stands around a text and ends an answer."""
+
+    tokenizer: "Tokenizer"
+    digest: str
+    before: list[int]
+    after: list[int]
+    end: list[int]
 
 
 class _Loaded(NamedTuple):
@@ -62,34 +44,42 @@ class _Loaded(NamedTuple):
 
 
 class ChatModel:
-    """A GGUF file or a Hugging Face folder of a Qwen2 that was trained on ChatML."""
+    """A GGUF file or a Hugging Face folder of a Qwen2, Llama or Gemma 3 that was trained to answer."""
 
     longest = 2048  # tokens of a source
     search = "greedy"
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._tokenizer: Tokenizer | None = None
-        self.prompt = hashlib.sha256((BEFORE + "\0" + AFTER).encode()).hexdigest()[:12]
+
+    @functools.cached_property
+    def _around(self) -> _Prompt:
+        made = _read_tokenizer(self._path)
+        turns = prompts.choose(made, self._path)
+        before, after = turns.before(), turns.after()
+        ids = lambda text: made.encode(text, add_special_tokens=False).ids
+        digest = hashlib.sha256(f"{before}\0{after}".encode()).hexdigest()[:12]
+        around = _Prompt(made, digest, ids(before), ids(after), ids(turns.end))
+        made.encode_special_tokens = True  # from here on control tokens inside a text are read as text
+        return around
+
+    @property
+    def prompt(self) -> str:
+        """A digest of the prompt around a text."""
+        return self._around.digest
 
     @property
     def tokenizer(self) -> "Tokenizer":
         """The model's tokenizer; it reads control tokens inside a text as text."""
-        if self._tokenizer is None:
-            self._tokenizer = _read_tokenizer(self._path)
-            self._before = self._tokenizer.encode(BEFORE).ids
-            self._after = self._tokenizer.encode(AFTER).ids
-            self._end = self._tokenizer.encode(END).ids
-            self._tokenizer.encode_special_tokens = True
-        return self._tokenizer
+        return self._around.tokenizer
 
     def source(self, text: str) -> list[int]:
         """What follows the shared beginning of the prompt."""
-        return self.text(text) + self._after
+        return self.text(text) + self._around.after
 
     def target(self, text: str) -> list[int]:
         """An answer with the token that ends it."""
-        return self.text(text) + self._end
+        return self.text(text) + self._around.end
 
     def text(self, text: str) -> list[int]:
         """A text alone."""
@@ -97,27 +87,28 @@ class ChatModel:
 
     def limit(self, source: Sequence[int]) -> int:
         """Most tokens of an answer: twice the source's and ten, so that a repetition ends."""
-        return 2 * (len(source) - len(self._after)) + 10
+        return 2 * (len(source) - len(self._around.after)) + 10
 
     def load(self, columns: lora.Columns, scales: jax.Array) -> None:
         """Reads the weights and merges the adapters into them, where there are any (scales [K])."""
         # A scan on a CPU copies each layer's weights at every token; accelerators compile it much sooner.
         scan = jax.default_backend() != "cpu"
         model, params = self._read(scan)
-        prefix = llm.make_prefix(model, params, jnp.array(self.tokenizer and self._before))
+        prefix = llm_decode.make_prefix(model, params, jnp.array(self._around.before))
         params = lora.merge(params, columns if scan else lora.unstack(columns), scales)
         if not scan:
             lora.transpose_kernels(params)
         vocabulary = self.tokenizer.get_vocab(with_added_tokens=True)
-        # Byte-level BPE writes a line break as Ċ: only the first line counts.
-        stop = [i for token, i in vocabulary.items() if token in STOPS or token.startswith("Ċ")]
+        # Byte-level BPE writes a line break as Ċ, SentencePiece as itself or as a byte: only the first line counts.
+        ends = ("Ċ", "\n", "<0x0A>")
+        stop = [i for token, i in vocabulary.items() if token in prompts.STOPS or token.startswith(ends)]
         self._loaded = _Loaded(model, params, prefix, jnp.array(sorted(stop), jnp.int32))
 
     def translate(self, tokens: np.ndarray, mask: np.ndarray, limit: np.ndarray, texts: Sequence[str]) -> list[str]:
         """Greedy answers to sources tokens [B, S], padded on the left; texts, at most B, are what they say."""
         loaded = self._loaded
         slots = max(96, 3 * tokens.shape[1] + 10)  # one program decodes all prompts of up to 28 tokens
-        out, number = llm.greedy(
+        out, number = llm_decode.greedy(
             loaded.model, loaded.params, tokens, mask, limit, loaded.stop, loaded.prefix, slots=slots
         )
         lines = [ids[:n].tolist() for ids, n in zip(np.asarray(out), np.asarray(number), strict=True)]
@@ -126,7 +117,7 @@ class ChatModel:
     def trainable(self) -> tuple[Any, "Logits"]:
         """The frozen side {"params", "prefix"}, layers stacked, and the logits that fine-tuning needs."""
         model, params = self._read(scan=True)
-        prefix = llm.make_prefix(model, params, jnp.array(self.tokenizer and self._before))
+        prefix = llm_decode.make_prefix(model, params, jnp.array(self._around.before))
         return {"params": params, "prefix": prefix}, Logits(model)
 
     def _read(self, scan: bool) -> tuple[llm.LanguageModel, Any]:
@@ -150,7 +141,7 @@ class Logits:
         size = batch.source.shape[1]
         tokens = jnp.concatenate([batch.source, batch.targets[:, :-1]], axis=1)  # [B, S + T - 1]
         mask = jnp.concatenate([batch.source_mask, batch.weights[:, :-1] > 0], axis=1)
-        span = jax.tree.leaves(base["prefix"])[0].shape[-3]
+        span = llm.prefix_length(base["prefix"])
         positions = span + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
         # The vocabulary's GEMM, half of the work otherwise, at the places before a target only.
         read = jnp.broadcast_to(size - 1 + jnp.arange(batch.targets.shape[1]), batch.targets.shape)
@@ -180,7 +171,7 @@ def _read_tokenizer(path: Path) -> "Tokenizer":
     if path.is_file():
         from jaxmoe.model.load import gguf
 
-        return gguf.tokenizer(gguf.File(path))
+        return gguf.tokenizer(path)
     from tokenizers import Tokenizer
 
     return Tokenizer.from_file(str(path / "tokenizer.json"))

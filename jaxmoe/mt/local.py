@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxmoe import weights
 from jaxmoe.model import lora
+from jaxmoe.model.load.hf_llm import KINDS
 from jaxmoe.mt import Translation, TranslatorUnavailable
 from jaxmoe.mt.chat import ChatModel
 from jaxmoe.mt.marian import MarianModel
@@ -131,6 +132,6 @@ def open_network(path: Path) -> ChatModel | MarianModel:
     if path.is_file():
         return ChatModel(path)
     kind = json.loads((path / "config.json").read_text("utf-8")).get("model_type")
-    if kind not in ("qwen2", "llama", "marian"):
-        raise ValueError(f"{path}: model_type is {kind!r}; the local translator runs marian, qwen2 and llama.")
+    if kind not in (*KINDS, "marian"):
+        raise ValueError(f"{path}: model_type is {kind!r}; the local translator runs marian, {', '.join(KINDS)}.")
     return MarianModel(path) if kind == "marian" else ChatModel(path)

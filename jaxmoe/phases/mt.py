@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 import optax
 
 from jaxmoe import sharding
+from jaxmoe.checkpoint import load_params
 from jaxmoe.data import lineage
 from jaxmoe.data import pairs as pair_data
 from jaxmoe.data.batches import iterate
@@ -25,7 +26,6 @@ from jaxmoe.model import lora
 from jaxmoe.mt import local
 from jaxmoe.train import losses
 from jaxmoe.train import state as states
-from jaxmoe.train.early_stopping import EarlyStopping
 from jaxmoe.train.loop import StepFn, fit
 from jaxmoe.train.setup import make_tx
 
@@ -60,13 +60,15 @@ def make_step(loss: Loss, tx: optax.GradientTransformation) -> StepFn:
     return step
 
 
-def make_validation(loss: Loss, base: Any, pairs: Sequence[Encoded], batch_size: int) -> Callable[[Any], float]:
+def make_validation(
+    loss: Loss, base: Any, pairs: Sequence[Encoded], batch_size: int
+) -> Callable[[Any], dict[str, float]]:
     """bank -> nats per German token of `pairs`."""
     batches, jitted = pair_data.all_batches(pairs, batch_size), jax.jit(loss)
 
-    def validate(bank: Any) -> float:
+    def validate(bank: Any) -> dict[str, float]:
         totals = [jax.device_get(jitted(bank, base, batch)) for batch in batches]
-        return float(sum(t for t, _ in totals) / sum(n for _, n in totals))
+        return {"validation_nll": float(sum(t for t, _ in totals) / sum(n for _, n in totals))}
 
     return validate
 
@@ -89,25 +91,23 @@ def tune(
     base = jax.device_put(base, sharding.replicated(mesh))
     shapes = lora.linear_shapes(base["params"], TARGETS)
     bank = lora.init_bank(jax.random.key(config.seed), shapes, num_experts=1, rank=c.rank)
-    tx, loss, digest = make_tx(c, bank, [r".*"]), make_loss(logits, c.alpha), local.digest(path)
-    keep = lambda bank: lora.save(folder / local.ADAPTERS, jax.device_get(bank), alpha=c.alpha, base=digest)
-    stopping = EarlyStopping(folder, c.patience, make_validation(loss, base, encoded[1], c.batch_size), keep)
-    stopping.begin(bank)
-    if not stopping.enough():
-        fit(
-            make_step(loss, tx),
-            states.create(bank, tx, config.seed),
-            base,
-            iterate(PairSource(encoded[0], batch_size=c.batch_size, steps=c.steps, seed=config.seed)),
-            folder=folder,
-            steps=c.steps,
-            mesh=mesh,
-            log_every=c.log_every,
-            save_every=c.save_every,
-            evaluate=stopping,
-            enough=stopping.enough,
-        )
-    print(f"validation loss {stopping.seen[0]:.3f} -> {min(stopping.seen):.3f} nats per token")
+    tx, loss = make_tx(c, bank, [r".*"]), make_loss(logits, c.alpha)
+    fit(
+        make_step(loss, tx),
+        states.create(bank, tx, config.seed),
+        base,
+        iterate(PairSource(encoded[0], batch_size=c.batch_size, steps=c.steps, seed=config.seed)),
+        folder=folder,
+        steps=c.steps,
+        mesh=mesh,
+        log_every=c.log_every,
+        save_every=c.save_every,
+        evaluate=make_validation(loss, base, encoded[1], c.batch_size),
+        select="validation_nll",
+        patience=c.patience,
+    )
+    best = load_params(folder / "best", bank)
+    lora.save(folder / local.ADAPTERS, jax.device_get(best), alpha=c.alpha, base=local.digest(path))
     return folder / local.ADAPTERS
 
 

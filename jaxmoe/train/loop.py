@@ -33,9 +33,9 @@ class MetricsWriter:
         self.path.write_text("".join(line + "\n" for line in kept))
         self.events = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
-    def lowest(self, name: str) -> float:
-        """The lowest value of a figure so far; infinity where it has none."""
-        return min((line[name] for line in self.lines if name in line), default=float("inf"))
+    def of(self, name: str) -> list[float]:
+        """The values of a figure so far."""
+        return [line[name] for line in self.lines if name in line]
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         self.lines.append({"step": step, **values})
@@ -61,6 +61,11 @@ def _first_bad(recent: list[Metrics]) -> int:
     return next(i for i, m in enumerate(recent) if not np.isfinite(m["loss"]))
 
 
+def _since_lowest(values: list[float]) -> int:
+    """How many values follow the lowest."""
+    return len(values) - 1 - values.index(min(values))
+
+
 def fit(
     step_fn: StepFn,
     state: TrainState,
@@ -74,8 +79,8 @@ def fit(
     save_every: int,
     evaluate: Callable[[Any], dict[str, float]] | None = None,
     select: str = "",
+    patience: int = 0,
     watch: Callable[[dict[str, Any]], str | None] | None = None,
-    enough: Callable[[], bool] = lambda: False,
     prepare: Callable[[TrainState, Any], Any] = lambda state, batch: batch,
 ) -> TrainState:
     """Trains up to `steps`, continuing from the latest checkpoint in `folder`, and writes folder/params.
@@ -86,9 +91,10 @@ def fit(
       base: frozen parameters, already on the mesh; None for a phase that needs none.
       batches: the data, one batch a step; its position is saved with the state.
       evaluate: params -> figures on validation data, logged beside the losses of steps that are saved.
-      select: the figure of `evaluate` by which the parameters with the lowest are kept in folder/best; "" keeps none.
+      select: the figure of `evaluate` whose lowest value decides what is kept in folder/best, those of step 0 included:
+        training that only harms leaves what there was. "" keeps none.
+      patience: saves without a lower `select` after which the training ends; 0 goes on.
       watch: what is logged -> a warning or None; it is shown and logged too.
-      enough: asked after each save, ends the training before `steps`.
       prepare: (state, batch) -> what the step reads in the batch's place, on the host.
 
     Raises:
@@ -104,10 +110,21 @@ def fit(
     start = int(state.step)
     jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(whole, whole))
     writer = MetricsWriter(folder, start)
+
+    def judge(params: Any) -> dict[str, float]:
+        figures = evaluate(params) if evaluate is not None else {}
+        if select and figures[select] < min(writer.of(select), default=float("inf")):
+            save_params(folder / "best", params)
+        return figures
+
+    if select and not writer.lines:
+        writer.write(0, judge(state.params))
     began, seen = time.perf_counter(), start
     recent: list[Metrics] = []
     bar = tqdm(total=steps, initial=start, desc=folder.name, unit="step", mininterval=2.0)
     for number in range(start + 1, steps + 1):
+        if patience and _since_lowest(writer.of(select)) >= patience:
+            break
         state, metrics = jitted(state, base, sharding.put_batch(prepare(state, next(batches)), mesh))
         bar.update()
         recent.append(metrics)
@@ -121,10 +138,8 @@ def fit(
                 )
             elapsed = time.perf_counter() - began
             values["steps_per_s"] = (number - seen) / max(elapsed, 1e-9)
-            if evaluate is not None and (number % save_every == 0 or number == steps):
-                values.update(evaluate(state.params))
-                if select and values[select] < writer.lowest(select):
-                    save_params(folder / "best", state.params)
+            if number % save_every == 0 or number == steps:
+                values.update(judge(state.params))
             if watch is not None and (warning := watch(values)):
                 values["warning"] = warning
                 bar.write(f"WARNING {folder.name}, step {number}: {warning}")
@@ -133,8 +148,6 @@ def fit(
             began, seen, recent = time.perf_counter(), number, []
         if number % save_every == 0 or number == steps:
             checkpointer.save(number, state, batches, {"phase": folder.name})
-            if enough():
-                break
     bar.close()
     writer.close()
     checkpointer.close()

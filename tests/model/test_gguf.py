@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from jaxmoe import weights
-from jaxmoe.model.load import gguf, hf_llm
-from tests.model import tiny_qwen2
+from jaxmoe.model.load import gguf, gguf_tokenizer, hf_llm
+from tests.model import tiny_llm
 
 pytest.importorskip("torch")
 
@@ -32,19 +32,19 @@ GOLDEN = {
 
 @pytest.fixture(scope="module")
 def made():
-    return tiny_qwen2.model()
+    return tiny_llm.model()
 
 
 @pytest.fixture(scope="module")
 def path(made, tmp_path_factory):
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    tiny_qwen2.write_gguf(made, path)
+    tiny_llm.write_gguf(made, path)
     return path
 
 
 @pytest.mark.parametrize("stack", [False, True])
 def test_same_tree_as_from_hugging_face(made, path, tmp_path, stack):
-    tiny_qwen2.write_folder(made, tmp_path)
+    tiny_llm.write_folder(made, tmp_path)
     expected_dims, expected = hf_llm.load(tmp_path, stack)
     dims, params, _ = gguf.load(path, stack)
     assert dims == expected_dims
@@ -52,7 +52,7 @@ def test_same_tree_as_from_hugging_face(made, path, tmp_path, stack):
 
 
 def test_tied_embeddings(tmp_path):
-    tiny_qwen2.write_gguf(tiny_qwen2.model(tied=True), tmp_path / "tied.gguf")
+    tiny_llm.write_gguf(tiny_llm.model(tied=True), tmp_path / "tied.gguf")
     dims, params, _ = gguf.load(tmp_path / "tied.gguf")
     assert dims.tied and "output" not in params
 
@@ -66,7 +66,7 @@ def test_quantised_tensors_are_those_of_the_gguf_package(made, tmp_path):
         "ffn_down": GGMLQuantizationType.Q4_0,
         "token_embd": GGMLQuantizationType.F16,
     }
-    tiny_qwen2.write_gguf(made, tmp_path / "q.gguf", kinds)
+    tiny_llm.write_gguf(made, tmp_path / "q.gguf", kinds)
     file = gguf.File(tmp_path / "q.gguf")
     seen = set()
     for tensor in GGUFReader(tmp_path / "q.gguf").tensors:
@@ -99,8 +99,8 @@ def test_metadata_is_that_of_the_gguf_package(path):
 
 
 def test_tokenizer(path):
-    made = gguf.tokenizer(gguf.File(path))
-    expected = tiny_qwen2.tokenizer()
+    made = gguf.tokenizer(path)
+    expected = tiny_llm.tokenizer()
     for text in [*TEXTS, "<|im_start|>user\nfox<|im_end|>\n"]:
         ids = made.encode(text).ids
         assert ids == expected.encode(text).ids
@@ -110,7 +110,7 @@ def test_tokenizer(path):
 
 
 def test_missing_tensor_is_named(made, tmp_path):
-    tiny_qwen2.write_gguf(made, tmp_path / "a.gguf", leave_out="blk.1.ffn_up.weight")
+    tiny_llm.write_gguf(made, tmp_path / "a.gguf", leave_out="blk.1.ffn_up.weight")
     with pytest.raises(ValueError, match=r"- blk\.1\.ffn_up\.weight"):
         gguf.load(tmp_path / "a.gguf")
 
@@ -131,10 +131,10 @@ def test_foreign_and_damaged_files(made, path, tmp_path):
     foreign.write_bytes(raw[:-100])
     with pytest.raises(ValueError, match="copy it again"):
         gguf.load(foreign)
-    foreign.write_bytes(raw.replace(b"qwen2", b"llama"))
-    with pytest.raises(ValueError, match="architecture is 'llama'"):
+    foreign.write_bytes(raw.replace(b"qwen2", b"qwen9"))
+    with pytest.raises(ValueError, match="architecture is 'qwen9'"):
         gguf.load(foreign)
-    tiny_qwen2.write_gguf(made, foreign, metadata={"pre": "mystery"})
+    tiny_llm.write_gguf(made, foreign, metadata={"pre": "mystery"})
     with pytest.raises(ValueError, match="split 'mystery'"):
         gguf.load(foreign)
 
@@ -144,7 +144,71 @@ def test_real_tokenizer_equals_transformers():
     files = sorted((weights.cache_folder() / "qwen2.5-coder-1.5b-instruct").glob("*.gguf"))
     if not files:
         pytest.skip("qwen2.5-coder-1.5b-instruct (1.1 GB) is not in the cache of weights")
-    made = gguf.tokenizer(gguf.File(files[0]))
+    made = gguf.tokenizer(files[0])
     for text, ids in GOLDEN.items():
         assert made.encode(text).ids == ids, text
         assert made.decode(ids, skip_special_tokens=False) == text
+
+
+GGUFS = {
+    "llama": tiny_llm.llama,
+    "llama-linear": lambda: tiny_llm.llama(rope_type="linear", factor=4.0),
+    "gemma3": tiny_llm.gemma,
+}
+
+
+@pytest.mark.parametrize("name", GGUFS)
+def test_other_architectures_are_those_of_their_folders(name, tmp_path):
+    """What the test writes is what transformers reads: it has a reader of its own for llama.cpp's order and norms."""
+    import transformers
+
+    made = GGUFS[name]()
+    tiny_llm.write_gguf(made, tmp_path / "a.gguf")
+    read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf")
+    for key, values in made.state_dict().items():
+        np.testing.assert_array_equal(read.state_dict()[key], values, err_msg=key)
+    tiny_llm.write_folder(made, tmp_path)
+    expected_dims, expected = hf_llm.load(tmp_path, stack=False)
+    dims, params, _ = gguf.load(tmp_path / "a.gguf", stack=False)
+    assert dims == expected_dims
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), params, expected)
+
+
+def test_llama_3s_divisors_are_read_from_their_tensor(tmp_path):
+    rope = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+    made = tiny_llm.llama(original_max_position_embeddings=512, **rope)
+    tiny_llm.write_folder(made, tmp_path)
+    expected, _ = hf_llm.load(tmp_path)
+    tiny_llm.write_gguf(made, tmp_path / "a.gguf", divisors=expected.rope_divisors)
+    dims, *_ = gguf.load(tmp_path / "a.gguf")
+    assert len(set(dims.rope_divisors)) > 2
+    np.testing.assert_allclose(dims.rope_divisors, expected.rope_divisors, rtol=1e-6)
+
+
+@pytest.mark.parametrize("prefix", [False, True])
+def test_sentencepiece_tokenizer(prefix):
+    """Pieces and scores alone give back the merges of a BPE with bytes for what it has not seen."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+
+    steps = [normalizers.Prepend("▁")] * prefix + [normalizers.Replace(" ", "▁")]
+    first = ["<unk>", "<s>", *(f"<0x{i:02X}>" for i in range(256))]
+    expected = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    expected.normalizer = normalizers.Sequence(steps)
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=first, show_progress=False, max_token_length=8)
+    expected.train_from_iterator(tiny_llm.TEXT.split("\n"), trainer)
+    backwards = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    expected.decoder = decoders.Sequence(backwards + [decoders.Strip(" ", 1, 0)] * prefix)
+    vocabulary = expected.get_vocab()
+    tokens = sorted(vocabulary, key=vocabulary.get)
+    kinds = [2, 3] + [6] * 256 + [1] * (len(tokens) - 258)
+    metadata = {
+        "tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": tokens, "tokenizer.ggml.token_type": np.array(kinds),
+        "tokenizer.ggml.scores": np.array([-float(max(i - 258, 0)) for i in range(len(tokens))], np.float32),
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }  # fmt: skip
+    made = gguf_tokenizer.make(metadata, "a.gguf")
+    for text in [*TEXTS, tiny_llm.TEXT[:300]]:
+        ids = made.encode(text).ids
+        assert ids == expected.encode(text).ids
+        assert made.decode(ids) == expected.decode(ids)
+    assert made.encode("a<s>").tokens[-1] == "<s>"

@@ -1,4 +1,4 @@
-"""Parity of the Flax language model with transformers' Qwen2ForCausalLM on random small weights."""
+"""Parity of the Flax language model with transformers' Qwen2, Llama and Gemma 3 on random small weights."""
 
 import dataclasses
 
@@ -7,35 +7,27 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.model import llm
+from jaxmoe.model import llm, llm_decode
 from jaxmoe.model.load import hf_llm
+from tests.model import tiny_llm
 
 TOLERANCE = 1e-4  # float32 sums of a few hundred terms in another order
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+MODELS = {
+    "qwen2": tiny_llm.model,
+    "qwen2-tied": lambda: tiny_llm.model(tied=True),
+    "llama3": lambda: tiny_llm.llama(original_max_position_embeddings=512, **LLAMA3),
+    "gemma3": tiny_llm.gemma,
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
 def pair(request, tmp_path_factory):
     """transformers' model, and ours read from the folder it wrote."""
-    transformers = pytest.importorskip("transformers")
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(0)
-    config = transformers.Qwen2Config(
-        vocab_size=97,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=3,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        rope_theta=10_000.0,
-        tie_word_embeddings=request.param,
-        initializer_range=0.2,  # the default 0.02 gives nearly uniform attention, which hides faults
-    )
-    model = transformers.Qwen2ForCausalLM(config).eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith(("bias", "norm.weight")):
-                parameter.add_(0.3 * torch.randn_like(parameter))  # zeros and ones hide a swap
-    folder = tmp_path_factory.mktemp("qwen2")
+    pytest.importorskip("torch")
+    model, folder = MODELS[request.param](), tmp_path_factory.mktemp(request.param)
     model.save_pretrained(folder)
     return model, folder
 
@@ -47,9 +39,9 @@ def ours(request, pair):
 
 
 def batch(side):
-    """Tokens [3, 7] and mask of rows of 7, 4 and 2 tokens with padding on `side`."""
-    tokens = np.random.default_rng(1).integers(3, 97, (3, 7))
-    mask = np.arange(7)[None, :] < np.array([7, 4, 2])[:, None]
+    """Tokens [3, 9] and mask of rows of 9, 6 and 2 tokens, more and fewer than Gemma's window, padding on `side`."""
+    tokens = np.random.default_rng(1).integers(3, 97, (3, 9))
+    mask = np.arange(9)[None, :] < np.array([9, 6, 2])[:, None]
     if side == "left":
         mask = mask[:, ::-1].copy()
     return tokens * mask, mask
@@ -85,7 +77,7 @@ def test_greedy_tokens(pair, ours, side):
     model, params = ours
     tokens, mask = batch(side)
     limit = np.array([9, 9, 5])
-    out, number = llm.greedy(
+    out, number = llm_decode.greedy(
         model,
         params,
         jnp.array(tokens),
@@ -102,7 +94,7 @@ def test_greedy_tokens(pair, ours, side):
                 do_sample=False,
                 max_new_tokens=int(limit[row]),
                 eos_token_id=[1, 2],
-                pad_token_id=96,
+                pad_token_id=410,
             )[0, mask[row].sum() :]
             .tolist()
         )
@@ -114,10 +106,10 @@ def test_stop_token_ends_a_row(ours):
     model, params = ours
     tokens, mask = batch("left")
     arrays = (jnp.array(tokens), jnp.array(mask), jnp.array([8, 8, 8]))
-    out, number = llm.greedy(model, params, *arrays, jnp.array([-1]), slots=15)
+    out, number = llm_decode.greedy(model, params, *arrays, jnp.array([-1]), slots=17)
     assert number.tolist() == [8, 8, 8]
     stop = int(out[1, 3])
-    _, number = llm.greedy(model, params, *arrays, jnp.array([stop]), slots=15)
+    _, number = llm_decode.greedy(model, params, *arrays, jnp.array([stop]), slots=17)
     first = [row.tolist().index(stop) if stop in row.tolist() else 8 for row in np.asarray(out)]
     assert number.tolist() == first
     assert first[1] <= 3
@@ -127,7 +119,7 @@ def test_zero_limit_leaves_a_row_out(ours):
     model, params = ours
     tokens, mask = batch("right")
     limit = jnp.array([4, 0, 4])
-    _, number = llm.greedy(model, params, jnp.array(tokens), jnp.array(mask), limit, jnp.array([-1]), slots=11)
+    _, number = llm_decode.greedy(model, params, jnp.array(tokens), jnp.array(mask), limit, jnp.array([-1]), slots=13)
     assert number.tolist() == [4, 0, 4]
 
 
@@ -136,12 +128,12 @@ def test_shared_prefix_equals_the_whole_prompt(ours, side):
     model, params = ours
     tokens, mask = batch(side)
     prompt = np.random.default_rng(2).integers(3, 97, 5)
-    prefix = llm.make_prefix(model, params, jnp.array(prompt))
+    prefix = llm_decode.make_prefix(model, params, jnp.array(prompt))
     limit, stop = jnp.array([6, 6, 6]), jnp.array([1])
-    out, number = llm.greedy(model, params, jnp.array(tokens), jnp.array(mask), limit, stop, prefix, slots=18)
+    out, number = llm_decode.greedy(model, params, jnp.array(tokens), jnp.array(mask), limit, stop, prefix, slots=18)
     whole = np.concatenate([np.tile(prompt, (3, 1)), tokens], axis=1)
     both = np.concatenate([np.ones((3, 5), bool), mask], axis=1)
-    expected, count = llm.greedy(model, params, jnp.array(whole), jnp.array(both), limit, stop, slots=18)
+    expected, count = llm_decode.greedy(model, params, jnp.array(whole), jnp.array(both), limit, stop, slots=18)
     assert number.tolist() == count.tolist()
     for row, n in enumerate(number.tolist()):
         assert out[row, :n].tolist() == expected[row, :n].tolist()

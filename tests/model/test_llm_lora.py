@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.model import llm, lora
+from jaxmoe.model import llm, llm_decode, lora
 from jaxmoe.model.load import hf_llm
-from tests.model import tiny_qwen2
+from tests.model import tiny_llm
 
 RANK, ALPHA = 4, 8.0
 PEFT_NAMES = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_proj", "gate": "gate_proj",
@@ -19,7 +19,7 @@ def setting(tmp_path_factory):
     """The folder of a random Qwen2, its scanned form with its parameters, and a bank of adapters that matter."""
     pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("qwen2")
-    tiny_qwen2.write_folder(tiny_qwen2.model(), folder)
+    tiny_llm.write_folder(tiny_llm.model(), folder)
     dims, params = hf_llm.load(folder)
     bank = lora.init_bank(jax.random.key(0), lora.linear_shapes(params, [r"blocks/.*"]), num_experts=1, rank=RANK)
     assert len(bank) == 7
@@ -42,7 +42,7 @@ def test_logits_equal_peft(setting, inputs):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     _, model, params, bank = setting
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(PEFT_NAMES.values()))
-    theirs = peft.get_peft_model(tiny_qwen2.model(), config).eval()
+    theirs = peft.get_peft_model(tiny_llm.model(), config).eval()
     for path, ab in bank.items():
         _, part, name = path.split("/")
         for i, layer in enumerate(theirs.base_model.model.model.layers):
@@ -80,7 +80,7 @@ def test_embeddings_in_place_of_tokens(setting, inputs):
     want, _ = model.apply({"params": params}, *inputs)
     np.testing.assert_array_equal(read(x), want)
     mask = mask.at[1, :2].set(False)
-    said = [llm.greedy(model, params, p, mask, jnp.array([5, 5]), jnp.array([1]), slots=12) for p in (tokens, x)]
+    said = [llm_decode.greedy(model, params, p, mask, jnp.array([5, 5]), jnp.array([1]), slots=12) for p in (tokens, x)]
     np.testing.assert_array_equal(*(out for out, _ in said))
 
 
@@ -90,7 +90,7 @@ def test_gradient_of_embeddings_equals_transformers(setting, inputs):
     tokens, positions, mask = inputs
     x = model.apply({"params": params}, tokens, method="embed")
     theirs = torch.tensor(np.array(x), requires_grad=True)
-    torch.tanh(tiny_qwen2.model()(inputs_embeds=theirs).logits).mean().backward()
+    torch.tanh(tiny_llm.model()(inputs_embeds=theirs).logits).mean().backward()
     read = lambda x: model.apply({"params": params}, x, positions, mask, method="from_embeddings")[0]
     got = jax.grad(lambda x: jnp.tanh(read(x)).mean())(x)
     expected = theirs.grad.numpy()

@@ -11,7 +11,8 @@ import pytest
 
 from jaxmoe.model import llm_beam
 from jaxmoe.model.beats import Beats
-from jaxmoe.model.llm import LanguageModel, LanguageModelDimensions, empty_cache
+from jaxmoe.model.llm import LanguageModel, LanguageModelDimensions
+from jaxmoe.model.llm_decode import empty_cache
 from jaxmoe.model.load import hf, hf_llm, tree
 from jaxmoe.model.load import salmonn as load
 from jaxmoe.model.qformer import Connector
@@ -63,8 +64,8 @@ def whisper_params() -> dict:
 
 def llm_params(tensors: dict | None = None, stack: bool = True) -> dict:
     tensors = tensors or golden.weights(golden.llama_shapes(2, 64, 128, 260), "llama_model.base_model.model.")
-    read = lambda name, transpose: np.ascontiguousarray(tensors[name].T if transpose else tensors[name])
-    return hf_llm.assemble(LLM, hf_llm.NAMES, tensors, read, "golden", stack)
+    read = lambda name, path: np.ascontiguousarray(tensors[name].T if path[-1] == "kernel" else tensors[name])
+    return hf_llm.assemble(LLM, hf_llm.names(LLM), tensors, read, "golden", stack)
 
 
 @pytest.fixture(scope="module")

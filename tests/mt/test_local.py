@@ -7,8 +7,8 @@ import pytest
 from rapidfuzz import fuzz, process
 
 from jaxmoe import mt, weights
-from jaxmoe.mt import chat, local
-from tests.model import tiny_qwen2
+from jaxmoe.mt import chat, local, prompt
+from tests.model import tiny_llm
 
 pytest.importorskip("torch")
 ROOT = Path(__file__).parents[2]
@@ -24,33 +24,80 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def made():
-    return tiny_qwen2.model()
+    return tiny_llm.model()
 
 
 @pytest.fixture(scope="module")
 def path(made, tmp_path_factory):
     path = tmp_path_factory.mktemp("mt") / "tiny.gguf"
-    tiny_qwen2.write_gguf(made, path)
+    tiny_llm.write_gguf(made, path)
     return path
+
+
+def say(made, texts, before, after):
+    """What transformers' generate says to each text alone between these."""
+    import torch
+
+    tokenizer = tiny_llm.tokenizer(made.config.model_type)
+    ids = lambda text: tokenizer.encode(text).ids
+    stops = [i for token, i in tokenizer.get_vocab().items() if token in prompt.STOPS or token.startswith("Ċ")]
+    answers = {}
+    for text in texts:
+        prompted = ids(before) + ids(text) + ids(after)
+        out = made.generate(
+            torch.tensor([prompted]), do_sample=False, max_new_tokens=2 * len(ids(text)) + 10, eos_token_id=stops,
+            pad_token_id=0,
+        )[0, len(prompted) :].tolist()  # fmt: skip
+        answers[text] = chat.clean(tokenizer.decode([i for i in out if i not in stops]), text)
+    return answers
 
 
 @pytest.fixture(scope="module")
 def expected(made):
-    """What transformers' generate says to each prompt alone."""
-    import torch
+    chatml = prompt.FORMATS[0]
+    return say(made, TEXTS, chatml.before(), chatml.after())
 
-    tokenizer = tiny_qwen2.tokenizer()
-    vocabulary = tokenizer.get_vocab()
-    stops = [i for token, i in vocabulary.items() if token in chat.STOPS or token.startswith("Ċ")]
-    answers = {}
-    for text in TEXTS:
-        prompt = tokenizer.encode(chat.BEFORE).ids + tokenizer.encode(text).ids + tokenizer.encode(chat.AFTER).ids
-        limit = 2 * len(tokenizer.encode(text).ids) + 10
-        out = made.generate(
-            torch.tensor([prompt]), do_sample=False, max_new_tokens=limit, eos_token_id=stops, pad_token_id=0
-        )[0, len(prompt) :].tolist()
-        answers[text] = chat.clean(tokenizer.decode([i for i in out if i not in stops]), text)
-    return answers
+
+def test_prompts_are_the_models_own(monkeypatch):
+    """Beside what the models' own templates give for the same conversation (transformers' apply_chat_template)."""
+    monkeypatch.setattr(prompt, "SHOTS", (("Dog.", "Hund."),))
+    monkeypatch.setattr(prompt, "INSTRUCTION", "Translate.")
+    chatml, llama, gemma = (f.before() + "Fox." + f.after() for f in prompt.FORMATS)
+    assert chatml == (
+        "<|im_start|>system\nTranslate.<|im_end|>\n<|im_start|>user\nDog.<|im_end|>\n<|im_start|>assistant\nHund."
+        "<|im_end|>\n<|im_start|>user\nFox.<|im_end|>\n<|im_start|>assistant\n"
+    )
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n".format
+    assert llama == (
+        f"<|begin_of_text|>{header('system')}Translate.<|eot_id|>{header('user')}Dog.<|eot_id|>{header('assistant')}"
+        f"Hund.<|eot_id|>{header('user')}Fox.<|eot_id|>{header('assistant')}"
+    )
+    assert gemma == (
+        "<bos><start_of_turn>user\nTranslate.\n\nDog.<end_of_turn>\n<start_of_turn>model\nHund.<end_of_turn>\n"
+        "<start_of_turn>user\nFox.<end_of_turn>\n<start_of_turn>model\n"
+    )
+
+
+@pytest.mark.parametrize("number, name, kind", [(1, "llama", "folder"), (2, "gemma", "folder"), (2, "gemma", "gguf")])
+def test_other_models_equal_transformers(number, name, kind, tmp_path):
+    made = getattr(tiny_llm, name)()
+    turns = prompt.FORMATS[number]
+    if kind == "gguf":
+        tiny_llm.write_gguf(made, tmp_path / "a.gguf")
+    else:
+        tiny_llm.write_folder(made, tmp_path)
+    said = mt.make("local", str(tmp_path)).translate(TEXTS)
+    wanted = say(made, TEXTS, turns.before(), turns.after())
+    assert said == [wanted[text] for text in TEXTS]
+    assert len(set(said)) > 3
+
+
+def test_a_model_that_knows_no_turns_is_refused(tmp_path):
+    tiny_llm.write_folder(tiny_llm.llama(), tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text().replace("<|eot_id|>", "<|other|>"))
+    with pytest.raises(ValueError, match=r"has none of <\|im_end\|>, <\|eot_id\|>, <end_of_turn>"):
+        mt.make("local", str(tmp_path))
 
 
 @pytest.mark.parametrize("batch_size", [1, 6])
@@ -61,7 +108,7 @@ def test_equals_transformers_one_by_one(path, expected, batch_size):
 
 
 def test_hugging_face_folder(made, expected, tmp_path):
-    tiny_qwen2.write_folder(made, tmp_path)
+    tiny_llm.write_folder(made, tmp_path)
     translator = mt.make("local", str(tmp_path))
     assert translator.translate(TEXTS[:2]) == [expected[text] for text in TEXTS[:2]]
 
@@ -85,7 +132,7 @@ def test_batches_are_sorted_and_complete(path):
 def test_control_tokens_in_a_text_are_text(path):
     engine = local.LocalTranslator(str(path))
     ids = engine.network.text("fox <|im_end|>\n<|im_start|>system")
-    assert not {engine.network.tokenizer.token_to_id(token) for token in chat.STOPS} & set(ids)
+    assert not {engine.network.tokenizer.token_to_id(token) for token in prompt.STOPS} & set(ids)
 
 
 def test_too_long_a_text_is_an_error(path):
@@ -100,11 +147,11 @@ def test_signature_tells_weights_and_prompt_apart(made, path, tmp_path, monkeypa
     import torch
 
     with torch.no_grad():
-        other = tiny_qwen2.model()
+        other = tiny_llm.model()
         other.model.layers[0].mlp.up_proj.weight[0, 0] += 1
-    tiny_qwen2.write_gguf(other, tmp_path / "tiny.gguf")
+    tiny_llm.write_gguf(other, tmp_path / "tiny.gguf")
     assert local.LocalTranslator(str(tmp_path / "tiny.gguf")).signature != first
-    monkeypatch.setattr(chat, "BEFORE", chat.BEFORE + " ")
+    monkeypatch.setattr(prompt, "INSTRUCTION", prompt.INSTRUCTION + " ")
     assert local.LocalTranslator(str(path)).signature != first
 
 
@@ -151,7 +198,7 @@ def test_examples_are_in_no_corpus_of_ours():
         rows = list(csv.DictReader(f, delimiter="\t"))
     corpus = [row[key].strip().lower() for row in rows for key in ("english", "german")]
     assert len(corpus) > 100
-    for text in (text.lower() for pair in chat.SHOTS for text in pair):
+    for text in (text.lower() for pair in prompt.SHOTS for text in pair):
         nearest, similarity, _ = process.extractOne(text, corpus, scorer=fuzz.ratio)
         assert similarity < 80, f"{text!r} is in the corpus as {nearest!r}"  # per cent of characters in common
 

@@ -11,10 +11,11 @@ from configs import quickstart
 from jaxmoe import mt
 from jaxmoe.data import lineage, pairs, prepared
 from jaxmoe.model import lora
-from jaxmoe.mt import chat, local
+from jaxmoe.mt import local, prompt
 from jaxmoe.phases import mt as phase
+from jaxmoe.train import loop
 from tests import stored
-from tests.model import tiny_qwen2
+from tests.model import tiny_llm
 
 pytest.importorskip("torch")
 PAIRS = [
@@ -30,13 +31,13 @@ PAIRS = [
 @pytest.fixture(autouse=True)
 def short_prompt(monkeypatch):
     """One example: ten are over a thousand tokens of this tokenizer."""
-    monkeypatch.setattr(chat, "BEFORE", "<|im_start|>user\nDog.<|im_end|>\n<|im_start|>user\n")
+    monkeypatch.setattr(prompt, "SHOTS", (("Dog.", "Hund."),))
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("mt") / "tiny.gguf"
-    tiny_qwen2.write_gguf(tiny_qwen2.model(), path)
+    tiny_llm.write_gguf(tiny_llm.model(), path)
     return path
 
 
@@ -45,6 +46,12 @@ def make_config(path, **changes):
     c.mt.model, c.mesh.data = str(path), 1
     c.mt_tuning.update(steps=6, batch_size=2, lr=2e-2, rank=4, warmup=1, log_every=1, save_every=2, **changes)
     return c
+
+
+def seen(folder):
+    """Validation figures of a training, that of step 0 first."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["validation_nll"] for line in lines if "validation_nll" in line]
 
 
 def test_loss_is_transformers_on_the_german_tokens(path):
@@ -57,9 +64,9 @@ def test_loss_is_transformers_on_the_german_tokens(path):
     shapes = lora.linear_shapes(base["params"], phase.TARGETS)
     bank = lora.init_bank(jax.random.key(0), shapes, num_experts=1, rank=2)
     total, count = phase.make_loss(logits, alpha=4.0)(bank, base, batch)
-    made, want, tokens = tiny_qwen2.model(), 0.0, 0
+    made, want, tokens = tiny_llm.model(), 0.0, 0
     for source, target in encoded:
-        ids = torch.tensor([network._before + source + target])
+        ids = torch.tensor([network._around.before + source + target])
         labels = torch.where(torch.arange(ids.shape[1]) < ids.shape[1] - len(target), -100, ids)
         with torch.no_grad():
             want += made(ids, labels=labels).loss.item() * len(target)
@@ -71,8 +78,8 @@ def test_loss_is_transformers_on_the_german_tokens(path):
 def test_it_learns_and_the_tuned_translator_says_so(path, tmp_path):
     config = make_config(path, patience=9)
     file = phase.tune(config, tmp_path, str(path), PAIRS, PAIRS)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert min(x["validation_loss"] for x in lines[1::2]) < json.loads((tmp_path / "untrained.json").read_text()) - 0.5
+    first, *later = seen(tmp_path)
+    assert min(later) < first - 0.5
     plain, tuned = mt.make("local", str(path)), mt.make("local", str(path), adapters=file)
     assert tuned.signature != plain.signature and tuned.name.startswith("fine-tuned")
     texts = [english for english, _ in PAIRS]
@@ -81,7 +88,7 @@ def test_it_learns_and_the_tuned_translator_says_so(path, tmp_path):
 
 def test_killed_and_continued_is_the_same(path, tmp_path, monkeypatch):
     whole = phase.tune(make_config(path, patience=9), tmp_path / "whole", str(path), PAIRS, PAIRS[:2])
-    real, calls = lora.save, []
+    real, calls = loop.save_params, []
 
     def die(*args, **kwargs):
         calls.append(1)
@@ -89,10 +96,10 @@ def test_killed_and_continued_is_the_same(path, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         real(*args, **kwargs)
 
-    monkeypatch.setattr(lora, "save", die)
+    monkeypatch.setattr(loop, "save_params", die)
     with pytest.raises(KeyboardInterrupt):
         phase.tune(make_config(path, patience=9), tmp_path / "parts", str(path), PAIRS, PAIRS[:2])
-    monkeypatch.setattr(lora, "save", real)
+    monkeypatch.setattr(loop, "save_params", real)
     parts = phase.tune(make_config(path, patience=9), tmp_path / "parts", str(path), PAIRS, PAIRS[:2])
     assert parts.read_bytes() == whole.read_bytes()
 
@@ -103,17 +110,18 @@ def test_it_stops_when_validation_gets_worse_and_keeps_the_best(path, tmp_path):
     config = make_config(path, patience=1)
     config.mt_tuning.update(steps=40, lr=5e-2)
     file = phase.tune(config, tmp_path, str(path), PAIRS, shuffled)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    seen = [json.loads((tmp_path / "untrained.json").read_text())]
-    seen += [x["validation_loss"] for x in lines if "validation_loss" in x]
-    assert lines[-1]["step"] < 40 and seen[-1] > min(seen)
+    steps = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    figures = seen(tmp_path)
+    assert 0 < steps < 40 and figures[-1] > min(figures)
+    phase.tune(config, tmp_path, str(path), PAIRS, shuffled)  # asked again, it does not go on
+    assert seen(tmp_path) == figures
     network = local.open_network(path)
     base, logits = network.trainable()
     columns, scales = lora.load(file, local.digest(path))
     batch = pairs.all_batches(pairs.encode(shuffled, network.source, network.target, 64), 8)[0]
     out = logits(base, lora.nested(columns), jnp.tile(scales, (8, 1)), batch)
     logprob = jnp.take_along_axis(jax.nn.log_softmax(out), batch.targets[..., None], axis=-1)[..., 0]
-    np.testing.assert_allclose(-(logprob * batch.weights).sum() / batch.weights.sum(), min(seen), rtol=1e-4)
+    np.testing.assert_allclose(-(logprob * batch.weights).sum() / batch.weights.sum(), min(figures), rtol=1e-4)
 
 
 def test_adapters_of_another_model_are_refused(path, tmp_path):

@@ -16,7 +16,7 @@ from jaxmoe.phases import salmonn
 from jaxmoe.train.salmonn import open_salmonn
 from tests import stored
 from tests.model import salmonn_golden as golden
-from tests.model import tiny_qwen2
+from tests.model import tiny_llm
 from tests.model.checkpoints import random_whisper, real_weights
 
 torch = pytest.importorskip("torch")
@@ -47,7 +47,7 @@ def run(tmp_path_factory) -> tuple[ConfigDict, object]:
     whisper = random_whisper(encoder_layers=1, decoder_layers=1, max_source_positions=1500)
     whisper.save_pretrained(folder / "whisper")
     shutil.copy(real_weights("tiny.en") / "tokenizer.json", folder / "whisper")
-    tiny_qwen2.write_folder(tiny_qwen2.model(), folder / "llm")
+    tiny_llm.write_folder(tiny_llm.model(), folder / "llm")
     beats = {n: torch.tensor(x) for n, x in golden.weights(golden.beats_shapes(**BEATS), "beats.").items()}
     torch.save({"cfg": CFG, "model": beats}, folder / "beats.pt")
     config = quickstart.get_config("smoke").unlock()

@@ -1,8 +1,9 @@
-"""GGUF files of a Qwen2 language model: header, tensors, tokenizer -> llm.LanguageModel and tokenizers.Tokenizer.
+"""GGUF files of Qwen2, Llama and Gemma 3: header and tensors -> llm.LanguageModel, with the file's tokenizer.
 
 Source: the format's description in ggml's docs/gguf.md, version 3 (2 differs in nothing that is read here).
 """
 
+from collections.abc import Callable
 import mmap
 from pathlib import Path
 import struct
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxmoe.model.llm import LanguageModelDimensions
-from jaxmoe.model.load.hf_llm import assemble
+from jaxmoe.model.load import gguf_tokenizer
+from jaxmoe.model.load.hf_llm import assemble, gemma_dimensions, is_there
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
 NAMES = {
     "token_embedding/embedding": "token_embd.weight",
     "blocks/attn_norm/scale": "blk.{}.attn_norm.weight",
+    "blocks/attn_post_norm/scale": "blk.{}.post_attention_norm.weight",
+    "blocks/attn/query_norm/scale": "blk.{}.attn_q_norm.weight",
+    "blocks/attn/key_norm/scale": "blk.{}.attn_k_norm.weight",
     "blocks/attn/query/kernel": "blk.{}.attn_q.weight",
     "blocks/attn/query/bias": "blk.{}.attn_q.bias",
     "blocks/attn/key/kernel": "blk.{}.attn_k.weight",
@@ -28,6 +33,7 @@ NAMES = {
     "blocks/attn/value/bias": "blk.{}.attn_v.bias",
     "blocks/attn/out/kernel": "blk.{}.attn_output.weight",
     "blocks/mlp_norm/scale": "blk.{}.ffn_norm.weight",
+    "blocks/mlp_post_norm/scale": "blk.{}.post_ffw_norm.weight",
     "blocks/mlp/gate/kernel": "blk.{}.ffn_gate.weight",
     "blocks/mlp/up/kernel": "blk.{}.ffn_up.weight",
     "blocks/mlp/down/kernel": "blk.{}.ffn_down.weight",
@@ -35,15 +41,10 @@ NAMES = {
     "output/kernel": "output.weight",
 }
 
-# The split before BPE, by the name in tokenizer.ggml.pre; Qwen2's is that of its tokenizer.json.
-_SPLITS = {
-    "qwen2": r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-}
+ROPE_DIVISORS = "rope_freqs.weight"  # of Llama 3.1 and later
 _STRING, _ARRAY = 8, 9
 _NUMBERS = dict(zip([0, 1, 2, 3, 4, 5, 6, 7, 10, 11, 12], "BbHhIif?Qqd", strict=True))
 _BLOCK = 1 << 16  # elements dequantised at a time
-_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
 
 
 class TensorInfo(NamedTuple):
@@ -157,6 +158,12 @@ class File:
         return values if transpose else values.reshape(shape)
 
 
+def _copied(values: np.ndarray) -> np.ndarray:
+    copy = _aligned((values.shape[0], values.shape[1]))
+    copy[...] = values
+    return copy
+
+
 def _aligned(shape: tuple[int, int]) -> np.ndarray:
     """An empty float32 array that begins at a multiple of 64 bytes: JAX takes it over on a CPU, others it copies."""
     count = shape[0] * shape[1]
@@ -173,79 +180,85 @@ def load(path: Path, stack: bool = True) -> tuple[LanguageModelDimensions, dict[
     """
     file = File(path)
     dims = dimensions(file)
-    params = assemble(dims, NAMES, file.tensors, file.read, file.path, stack)
-    return dims, params, tokenizer(file)
+    permuted = file.metadata["general.architecture"] == "llama"
+
+    def read(name: str, path: tuple[str, ...]) -> np.ndarray:
+        array = file.read(name, transpose=path[-1] == "kernel")
+        return _unpermuted(array, dims.n_head_state) if permuted and path[-2] in ("query", "key") else array
+
+    names = {path: name for path, name in NAMES.items() if is_there(dims, path)}
+    params = assemble(dims, names, file.tensors.keys() - {ROPE_DIVISORS}, read, file.path, stack)
+    return dims, params, gguf_tokenizer.make(file.metadata, file.path)
+
+
+def tokenizer(path: Path) -> "Tokenizer":
+    """The tokenizer of a file alone."""
+    return gguf_tokenizer.make(File(path).metadata, path)
+
+
+def _unpermuted(kernel: np.ndarray, head_state: int) -> np.ndarray:
+    """A kernel [D, H * K] of queries or keys as Hugging Face has it.
+
+    llama.cpp turns neighbours of a head by one angle, not elements i and i + K / 2, and its files are ordered so.
+    Source: convert_hf_to_gguf.py, LlamaModel.permute.
+    """
+    pairs = kernel.reshape(len(kernel), -1, head_state // 2, 2)
+    return _copied(np.swapaxes(pairs, 2, 3).reshape(kernel.shape))
 
 
 def dimensions(file: File) -> LanguageModelDimensions:
     """What the header says of the model.
 
     Raises:
-        ValueError: another architecture than qwen2, or a key it needs is not there.
+        ValueError: another architecture, or a key it needs is not there.
     """
     architecture = file.metadata.get("general.architecture")
-    if architecture != "qwen2":
-        raise ValueError(f"{file.path}: architecture is {architecture!r}; expected 'qwen2'.")
+    if architecture not in ("qwen2", "llama", "gemma3"):
+        raise ValueError(f"{file.path}: architecture is {architecture!r}; expected qwen2, llama or gemma3.")
 
-    def get(key: str) -> Any:
-        try:
-            return file.metadata[f"qwen2.{key}"]
-        except KeyError:
-            raise ValueError(f"{file.path}: the header lacks qwen2.{key}.") from None
+    def get(key: str, default: Any = None) -> Any:
+        value = file.metadata.get(f"{architecture}.{key}", default)
+        if value is None:
+            raise ValueError(f"{file.path}: the header lacks {architecture}.{key}.")
+        return value
 
-    heads, width = get("attention.head_count"), get("embedding_length")
+    heads, width, layers = get("attention.head_count"), get("embedding_length"), get("block_count")
+    head = get("attention.key_length", width // heads)
     return LanguageModelDimensions(
         n_vocab=file.tensors["token_embd.weight"].shape[0],
-        n_layer=get("block_count"),
+        n_layer=layers,
         n_state=width,
         n_head=heads,
-        n_kv_head=get("attention.head_count_kv"),
-        n_head_state=width // heads,
+        n_kv_head=get("attention.head_count_kv", heads),
+        n_head_state=head,
         n_mlp=get("feed_forward_length"),
-        rope_base=float(get("rope.freq_base")),
+        rope_base=float(get("rope.freq_base", 1e4 if architecture == "llama" else None)),
         norm_eps=float(f"{get('attention.layer_norm_rms_epsilon'):.7g}"),  # stored as float32: 9.999999974752427e-07
-        qkv_bias=True,
+        qkv_bias=architecture == "qwen2",
         tied="output.weight" not in file.tensors,
+        rope_divisors=_divisors(file, get, head),
+        **(_gemma(get, width, heads, head, layers) if architecture == "gemma3" else {}),
     )
 
 
-def tokenizer(file: File) -> "Tokenizer":
-    """The byte-level BPE tokenizer that the metadata describes; control tokens are special.
+def _divisors(file: File, get: Callable[..., Any], head: int) -> tuple[float, ...]:
+    """What the rotation's frequencies are divided by."""
+    if ROPE_DIVISORS in file.tensors:
+        return tuple(map(float, file.read(ROPE_DIVISORS)))
+    kind = get("rope.scaling.type", "none")
+    if kind not in ("none", "linear"):
+        raise ValueError(f"{file.path}: rope.scaling.type is {kind!r}; expected none or linear.")
+    return (float(get("rope.scaling.factor")),) * (head // 2) if kind == "linear" else ()
 
-    Raises:
-        ValueError: another kind of tokenizer, or an unknown split before BPE.
-    """
-    from tokenizers import (
-        AddedToken,
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-    )
 
-    kind = file.metadata.get("tokenizer.ggml.model")
-    split = file.metadata.get("tokenizer.ggml.pre")
-    if kind != "gpt2" or split not in _SPLITS:
-        raise ValueError(
-            f"{file.path}: tokenizer is {kind!r} with split {split!r}; expected 'gpt2' with one of {sorted(_SPLITS)}."
-        )
-    tokens = file.metadata["tokenizer.ggml.tokens"]
-    types = file.metadata["tokenizer.ggml.token_type"].tolist()
-    merges = [tuple(merge.split(" ", 1)) for merge in file.metadata["tokenizer.ggml.merges"]]
-    added = (_CONTROL, _USER_DEFINED)
-    vocabulary = {token: i for i, (token, kind) in enumerate(zip(tokens, types, strict=True)) if kind != _UNUSED}
-    made = Tokenizer(models.BPE(vocabulary, merges, byte_fallback=False))
-    made.normalizer = normalizers.NFC()
-    made.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_SPLITS[split]), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+def _gemma(get: Callable[..., Any], width: int, heads: int, head: int, layers: int) -> dict[str, Any]:
+    """What the header leaves to the reader, as llama.cpp's llama-model.cpp fills it in."""
+    every = get("attention.sliding_window_pattern", 6)
+    local = [(i + 1) % every != 0 for i in range(layers)] if np.ndim(every) == 0 else every
+    return gemma_dimensions(
+        width=width,
+        local=tuple(map(bool, local)),
+        window=get("attention.sliding_window"),
+        attention_scale=(width // heads if layers == 62 else head) ** -0.5,  # 62: the 27B
+        rope_local_base=float(get("rope.freq_base_swa", 1e4)),
     )
-    made.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, types, strict=True):
-        if kind in added:
-            made.add_tokens([AddedToken(token, normalized=False, special=kind == _CONTROL)])
-    return made

@@ -50,7 +50,7 @@ def load_sharded(
     found = {name: x for name, x in open_tensors(folder).items() if not re.fullmatch(_BUFFERS, name)}
     if dims.tied:
         found.pop("lm_head.weight", None)  # some exporters write the embedding twice
-    names = {path: name for path, name in hf_llm.NAMES.items() if hf_llm.is_there(dims, path)}
+    names = hf_llm.names(dims)
     wanted = {n.format(i) for p, n in names.items() for i in range(dims.n_layer if p.startswith("blocks/") else 1)}
     tree.check_names(folder, wanted, found)
     leaves = {}  # our path -> their names, one a layer
@@ -66,7 +66,8 @@ def load_sharded(
         shapes[path] = jax.ShapeDtypeStruct((dims.n_layer, *shape) if path.startswith("blocks/") else shape, dtype)
     where = sharding.base_shardings({"llm": unflatten_dict(shapes, sep="/")}, mesh, sharding.SALMONN_RULES)["llm"]
     where = flatten_dict(where, sep="/")
-    made = {path: _place(shapes[path], where[path], path, leaves[path], found) for path in leaves}
+    more = {path: hf_llm.offset(dims, tuple(path.split("/"))) for path in leaves}
+    made = {path: _place(shapes[path], where[path], path, leaves[path], found, more[path]) for path in leaves}
     return dims, unflatten_dict(made, sep="/")
 
 
@@ -81,14 +82,19 @@ def _shape(dims: LanguageModelDimensions, path: str, theirs: list[str], found: M
 
 
 def _place(
-    leaf: jax.ShapeDtypeStruct, where: jax.sharding.Sharding, path: str, theirs: list[str], found: Mapping[str, Any]
+    leaf: jax.ShapeDtypeStruct,
+    where: jax.sharding.Sharding,
+    path: str,
+    theirs: list[str],
+    found: Mapping[str, Any],
+    offset: float,
 ) -> jax.Array:
-    """A leaf on its devices, each part read when it is asked for."""
+    """A leaf on its devices, each part read when it is asked for, `offset` added to it."""
     stacked, transposed = path.startswith("blocks/"), path.endswith("kernel")
 
     def part(index: Any) -> np.ndarray:
         layers, index = (theirs[index[0]], index[1:]) if stacked else (theirs, index)
-        turn = (lambda x: x.T) if transposed else (lambda x: x)
+        turn = (lambda x: x.T) if transposed else (lambda x: x + offset if offset else x)
         read = lambda name: turn(np.asarray(found[name][index[::-1] if transposed else index]))
         if not stacked:
             return np.ascontiguousarray(read(layers[0]), leaf.dtype)
