@@ -7,6 +7,7 @@ import argparse
 from collections.abc import Callable, Sequence
 import dataclasses
 import functools
+import json
 from pathlib import Path
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +21,7 @@ SUFFIXES = frozenset(
     ".wav .flac .mp3 .ogg .oga .opus .m4a .mp4 .aac .aif .aiff .au .caf .wma .webm .mka .mkv .mov .amr .3gp".split()
 )
 FORMATS = ("txt", "srt", "vtt", "json", "all")
+MT_MODEL = "qwen2.5-coder-1.5b-instruct"
 EPILOG = """\
 outputs:
   clip.wav gives clip.txt, clip.srt, clip.vtt, clip.json in --output_dir; those of a folder keep their sub-folders.
@@ -97,8 +99,8 @@ def _add_translation(group: _Group) -> None:
     add("--mt", choices=("local", "deepl"), default="local", help=sent)
     consent = "you may let what is said in the recordings leave this machine; --mt=deepl asks for it"
     add("--acknowledge_privacy", action="store_true", help=consent)
-    model = "qwen2.5-coder-1.5b-instruct"
-    add("--mt_model", metavar="NAME", default=model, help="of the local translator (default: %(default)s)")
+    which = f"the local translator (default: the checkpoint's, as its phase mt tuned it, else {MT_MODEL})"
+    add("--mt_model", metavar="NAME", help=which)
 
 
 def _positive(text: str) -> int:
@@ -216,7 +218,22 @@ def _translator(args: argparse.Namespace) -> "Translator":
     from jaxmoe import mt, weights
 
     cache = weights.cache_folder() / "translations.sqlite"
-    return mt.make(args.mt, args.mt_model, acknowledge_privacy=args.acknowledge_privacy, cache_path=cache)
+    model, adapters = _local_model(args)
+    fields = {"acknowledge_privacy": args.acknowledge_privacy, "cache_path": cache, "adapters": adapters}
+    return mt.make(args.mt, model, **fields)
+
+
+def _local_model(args: argparse.Namespace) -> tuple[str, Path | None]:
+    """The local translator's model and adapters: those of the run, unless --mt_model names another."""
+    from jaxmoe.mt.local import ADAPTERS
+
+    if args.checkpoint is None:
+        return args.mt_model or MT_MODEL, None
+    model = json.loads((args.checkpoint / "config.json").read_text("utf-8"))["config"]["mt"]["model"]
+    if args.mt_model not in (None, model):
+        return args.mt_model, None
+    adapters = args.checkpoint / "mt" / ADAPTERS
+    return model, adapters if adapters.exists() else None
 
 
 def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:

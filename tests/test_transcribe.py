@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxmoe import segments, transcribe, transcription, writers
+from jaxmoe import mt, segments, transcribe, transcription, writers
 from jaxmoe.data.audio import SAMPLE_RATE, AudioError, load_audio
+from jaxmoe.model import lora
 from jaxmoe.model.moe import make_moe
+from jaxmoe.mt import local, prompt
 from jaxmoe.segments import Segment, Transcript, repeats, split
 from jaxmoe.system import Adapted, Recogniser, load_system
 from jaxmoe.transcription import TranscribeOptions
 from jaxmoe.writers import Cue, output_stems
+from tests.model import tiny_llm
 from tests.model.checkpoints import real_weights
 
 JFK = Path(__file__).parent / "data" / "jfk.flac"
@@ -276,6 +279,37 @@ def test_translation_beside_the_transcript(system, tmp_path, capsys, monkeypatch
     german = json.loads((tmp_path / "jfk.json").read_text())["translations"]["de"]
     assert german["translator"] == "upper case" and german["text"] == SAID.upper()
     assert (tmp_path / "jfk.de.srt").read_text().startswith("1\n00:00:00,000 --> 00:00:10,740\nAND SO")
+
+
+def test_translation_by_the_translator_that_a_run_has_tuned(system, tmp_path, monkeypatch):
+    pytest.importorskip("torch")
+    monkeypatch.setattr("jaxmoe.system.load_system", lambda *args: system)
+    monkeypatch.setattr("jaxmoe.compilation.enable_cache", lambda: None)
+    monkeypatch.setattr("jaxmoe.weights.cache_folder", lambda: tmp_path)
+    monkeypatch.setattr(prompt, "SHOTS", (("Dog.", "Hund."),))
+    model, run = tmp_path / "tiny.gguf", tmp_path / "run"
+    tiny_llm.write_gguf(tiny_llm.model(), model)
+    (run / "mt").mkdir(parents=True)
+    (run / "config.json").write_text(json.dumps({"config": {"mt": {"model": str(model)}}}))
+    arguments = [str(JFK), "-o", str(tmp_path), "--beam_size=1", "--translate_to=de", "-q", "-f", "json"]
+
+    def german(*more):
+        assert transcribe.main([*arguments, f"--checkpoint={run}", *more]) == 0
+        made = json.loads((tmp_path / "jfk.json").read_text("utf-8"))["translations"]["de"]
+        return made["translator"], made["text"]
+
+    plain = german()
+    rng = np.random.default_rng(0)
+    shapes = {"a": (3, 1, 64, 2), "b": (3, 1, 2, 96)}
+    bank = {"blocks/mlp/up": {k: 0.3 * rng.standard_normal(shape).astype(np.float32) for k, shape in shapes.items()}}
+    lora.save(run / "mt" / local.ADAPTERS, bank, alpha=2.0, base=local.digest(model))
+    tuned = german()
+    assert (plain[0], tuned[0]) == ("local MT (tiny)", "fine-tuned local MT (tiny)")
+    assert tuned[1] != plain[1]
+    adapted = mt.make("local", str(model), adapters=run / "mt" / local.ADAPTERS)
+    assert tuned[1] == adapted.translate([SAID])[0]
+    (tmp_path / "other.gguf").write_bytes(model.read_bytes())
+    assert german(f"--mt_model={tmp_path / 'other.gguf'}") == ("local MT (other)", plain[1])
 
 
 def test_an_interruption_leaves_what_is_done(system, tmp_path, monkeypatch):

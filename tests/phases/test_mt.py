@@ -10,6 +10,7 @@ import pytest
 from configs import quickstart
 from jaxmoe import mt
 from jaxmoe.data import lineage, pairs, prepared
+from jaxmoe.eval import translators
 from jaxmoe.model import lora
 from jaxmoe.mt import local, prompt
 from jaxmoe.phases import mt as phase
@@ -75,7 +76,8 @@ def test_loss_is_transformers_on_the_german_tokens(path):
     np.testing.assert_allclose(total, want, rtol=1e-4)
 
 
-def test_it_learns_and_the_tuned_translator_says_so(path, tmp_path):
+def test_it_learns_and_the_tuned_translator_says_so(path, tmp_path, monkeypatch):
+    monkeypatch.setattr(translators, "cache_folder", lambda: tmp_path)
     config = make_config(path, patience=9)
     file = phase.tune(config, tmp_path, str(path), PAIRS, PAIRS)
     first, *later = seen(tmp_path)
@@ -84,6 +86,16 @@ def test_it_learns_and_the_tuned_translator_says_so(path, tmp_path):
     assert tuned.signature != plain.signature and tuned.name.startswith("fine-tuned")
     texts = [english for english, _ in PAIRS]
     assert tuned.translate(texts) != plain.translate(texts)
+    assert tuned.translate(texts) == evaluated(config, tmp_path, file).translate(texts)
+
+
+def evaluated(config, folder, file):
+    """The translator of the rows mt-local-tuned and moe-custom-mt of a run with these adapters."""
+    (folder / "run" / "mt").mkdir(parents=True)
+    (folder / "run" / "mt" / local.ADAPTERS).write_bytes(file.read_bytes())
+    tuned, custom = (make(config, folder / "run", None) for make in (translators.tuned, translators.customised))
+    assert tuned.signature == custom.signature and tuned.name == "fine-tuned local MT (tiny)"
+    return tuned
 
 
 def test_killed_and_continued_is_the_same(path, tmp_path, monkeypatch):
