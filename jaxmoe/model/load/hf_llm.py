@@ -63,7 +63,9 @@ def load(folder: Path, stack: bool = True) -> tuple[LanguageModelDimensions, dic
 
     def read(name: str, path: tuple[str, ...]) -> np.ndarray:
         array = np.asarray(where[name].get_tensor(name), np.float32)
-        return np.ascontiguousarray(array.T) if path[-1] == "kernel" else array + offset(dims, path)
+        if path[-1] == "kernel":
+            return np.ascontiguousarray(array.T)
+        return array + more if (more := offset(dims, path)) else array
 
     return dims, assemble(dims, names(dims), where, read, folder, stack)
 
@@ -167,15 +169,14 @@ def assemble(
 ) -> dict[str, Any]:
     """The parameter tree of llm.LanguageModel from tensors of other names.
 
-    names: our path -> theirs with {} for the layer; found: their names at hand; read(name, our path): one of them as
-    float32, as we have it. Two threads read, a tensor at a time, so that memory stays near the size of the result.
+    names: our path -> theirs with {} for the layer, of what `dims` has; found: their names at hand; read(name, our
+    path): one of them as float32, as we have it. Two threads read, a tensor at a time, so that memory stays near the
+    size of the result.
     Raises:
         ValueError: tensors missing (-) or unexpected (+), or of another shape than `dims` says.
     """
     wanted: dict[tuple[str, ...], str] = {}  # our path, layers apart -> their name
     for path, name in names.items():
-        if not is_there(dims, path):
-            continue
         first, _, rest = path.partition("/")
         if first == "blocks":
             for i in range(dims.n_layer):
