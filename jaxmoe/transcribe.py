@@ -219,8 +219,8 @@ def _translator(args: argparse.Namespace) -> "Translator":
 
     cache = weights.cache_folder() / "translations.sqlite"
     model, adapters = _local_model(args)
-    fields = {"acknowledge_privacy": args.acknowledge_privacy, "cache_path": cache, "adapters": adapters}
-    return mt.make(args.mt, model, **fields)
+    consent = args.acknowledge_privacy
+    return mt.make(args.mt, model, acknowledge_privacy=consent, cache_path=cache, adapters=adapters)
 
 
 def _local_model(args: argparse.Namespace) -> tuple[str, Path | None]:

@@ -210,5 +210,5 @@ def test_sentencepiece_tokenizer(prefix):
     for text in [*TEXTS, tiny_llm.TEXT[:300]]:
         ids = made.encode(text).ids
         assert ids == expected.encode(text).ids
-        assert made.decode(ids) == expected.decode(ids)
+        assert made.decode(ids) == expected.decode(ids, skip_special_tokens=False)  # its bytes are special to it
     assert made.encode("a<s>").tokens[-1] == "<s>"

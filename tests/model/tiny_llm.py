@@ -169,6 +169,8 @@ def write_gguf(
 
 def _add_header(writer, c) -> None:
     """What architectures differ in, as llama.cpp's convert_hf_to_gguf.py writes it."""
+    import gguf
+
     rope = c.rope_parameters
     writer.add_rope_freq_base(rope.get("full_attention", rope)["rope_theta"])
     if c.model_type == "gemma3_text":
@@ -177,7 +179,7 @@ def _add_header(writer, c) -> None:
         writer.add_sliding_window(c.sliding_window)
         writer.add_sliding_window_pattern([kind == "sliding_attention" for kind in c.layer_types])
     if rope.get("rope_type") == "linear":
-        writer.add_rope_scaling_type("linear")
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
 
 

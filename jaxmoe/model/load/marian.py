@@ -20,7 +20,7 @@ _NORM = {"scale": "weight", "bias": "bias"}
 _LEFT_OUT = ("embed_positions.weight", "k_proj.bias", "embed_tokens.weight", "lm_head.weight")
 
 # Fields of generation_config.json: those that are followed, with transformers' defaults, and those that must be off.
-_SEARCH = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
+_SEARCH: dict[str, Any] = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False}
 _PLAIN = {"num_beam_groups": 1, "no_repeat_ngram_size": 0, "repetition_penalty": 1.0, "do_sample": False}
 
 
