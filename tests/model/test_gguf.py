@@ -166,7 +166,7 @@ def test_other_architectures_are_those_of_their_folders(name, tmp_path):
     tiny_llm.write_gguf(made, tmp_path / "a.gguf")
     read = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file="a.gguf")
     for key, values in made.state_dict().items():
-        np.testing.assert_array_equal(read.state_dict()[key], values, err_msg=key)
+        np.testing.assert_allclose(read.state_dict()[key], values, atol=1e-6, err_msg=key)  # a norm plus 1 less 1
     tiny_llm.write_folder(made, tmp_path)
     expected_dims, expected = hf_llm.load(tmp_path, stack=False)
     dims, params, _ = gguf.load(tmp_path / "a.gguf", stack=False)

@@ -84,7 +84,7 @@ def test_greedy_text(pair, sources):
 
 
 @pytest.mark.parametrize(
-    "beams, penalty, early, louder", [(4, 1.0, False, 6), (6, 1.0, True, 6), (5, 0.3, False, 4), (4, 2.0, False, 6)]
+    "beams, penalty, early, louder", [(4, 1.0, False, 4.5), (6, 1.0, True, 6), (5, 0.3, False, 4), (4, 2.0, False, 6)]
 )
 def test_beam_text(pair, beams, penalty, early, louder):
     """Forty sources at once; transformers one by one. `louder`: added to the end token's logit, else no text ends."""
@@ -96,6 +96,7 @@ def test_beam_text(pair, beams, penalty, early, louder):
     limit = rng.integers(3, 13, 40)
     left = np.stack([np.concatenate([np.full(8 - len(row), PAD), row]) for row in rows])
     with_stops = {**params, "final_bias": params["final_bias"] + louder * (np.arange(V) == EOS)}
+    quiet = theirs.final_logits_bias.clone()
     theirs.final_logits_bias[0, EOS] += louder
     arrays = (jnp.array(left), jnp.array(left != PAD), jnp.array(limit))
     out, number = marian.beam_search(
@@ -109,7 +110,7 @@ def test_beam_text(pair, beams, penalty, early, louder):
             early_stopping=early, max_new_tokens=int(limit[row]), bad_words_ids=[[PAD]], renormalize_logits=True,
         )[0, 1:].tolist()  # fmt: skip
         expected.append(said[: said.index(EOS)] if EOS in said else said)
-    theirs.final_logits_bias[0, EOS] -= louder
+    theirs.final_logits_bias.copy_(quiet)
     text = lambda out, number: [ids[:n].tolist() for ids, n in zip(np.asarray(out), np.asarray(number), strict=True)]
     assert text(out, number) == expected
     assert text(greedy, short) != expected

@@ -44,7 +44,7 @@ def path(tmp_path_factory):
 
 def make_config(path, **changes):
     c = quickstart.get_config("smoke").unlock()
-    c.mt.model, c.mesh.data = str(path), 1
+    c.mt.engine, c.mt.model, c.mesh.data = "local", str(path), 1
     c.mt_tuning.update(steps=6, batch_size=2, lr=2e-2, rank=4, warmup=1, log_every=1, save_every=2, **changes)
     return c
 
