@@ -41,7 +41,7 @@ def run(config: ConfigDict, workdir: Path) -> str:
     source = f"{corpus_source(workdir)} {config.seed}"
     job = Job(config, workdir, folder / "noise", items, clips, source, translate=False)
     evaluate(job, c.systems if c.utterances else ())  # without systems, those of an earlier run are moved aside
-    items, clips, rejected = table_clips(c.recordings, c.columns, config.data) if c.recordings else ([], [], [])
+    items, clips, rejected = table_clips(c.recordings, c.columns, config.quality) if c.recordings else ([], [], [])
     write_lines(folder / "rejected.jsonl", rejected)
     source = digest([(x["path"], *x["stat"]) for x in items])
     job = Job(config, workdir, folder / "recordings", items, clips, source, translate=False)

@@ -61,3 +61,15 @@ def test_a_table_of_recordings_keeps_its_groups_and_sets_aside_what_cannot_be_us
 def test_an_unknown_noise_names_the_field(workdir):
     with pytest.raises(ValueError, match=r"config.stress.noises: \['hiss'\] unknown"):
         stress.noisy_clips(workdir, 1, ("hiss",), (0.0,), 0)
+
+
+def test_the_phase_holds_a_table_to_the_limits_of_the_configuration(workdir):
+    soundfile.write(workdir / "a.wav", np.sin(np.arange(16000) * 0.1) * 0.5, 16000)
+    (workdir / "t.csv").write_text("path,text\na.wav,hello there\nmissing.wav,hello\n")
+    (workdir / "corpus" / "summary.json").write_text("{}")
+    config = quickstart.get_config()
+    config.stress.update(systems=(), utterances=0, recordings=str(workdir / "t.csv"))
+    config.quality.min_seconds = 1.5
+    stress.run(config, workdir)
+    rejected = [json.loads(x) for x in (workdir / "stress" / "rejected.jsonl").read_text().splitlines()]
+    assert {x["id"]: x["reason"] for x in rejected} == {"a.wav": "too short", "missing.wav": "unreadable"}
