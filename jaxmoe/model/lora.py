@@ -27,10 +27,11 @@ Columns = dict[str, dict[str, jax.Array]]
 
 
 class Chosen(NamedTuple):
-    """Scales of the columns that an utterance uses, where it uses few of many (top-k routing)."""
+    """Scales where an utterance uses few of many experts (top-k routing)."""
 
-    values: jax.Array  # [B, K'], the scales
-    pick: jax.Array  # [B, K', K], one-hot: which column each is
+    shared: jax.Array  # [B, R_shared]
+    routed: jax.Array  # [B, k * R], of the chosen experts' columns
+    pick: jax.Array  # [B, k, E], one-hot: which experts they are
 
 
 class LoRADense(nn.Module):
@@ -38,7 +39,8 @@ class LoRADense(nn.Module):
 
     y = x W + c + ((x A) * scales) B     x [B, T, D], A [D, K], B [K, F], scales [B, K] -> [B, T, F]
     W, c are in the collection "params" (frozen); A, B in "lora", so that the two trees never mix. Without a "lora"
-    entry for this map, or without scales, it is the base map.
+    entry for this map, or without scales, it is the base map. With scales of chosen experts "lora" is as `apart` gives
+    it.
     """
 
     features: int  # F
@@ -57,14 +59,57 @@ class LoRADense(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)
-        if scales is None or not self.has_variable("lora", "a"):
-            return y
-        a = self.get_variable("lora", "a").astype(self.dtype)  # [D, K]
-        b = self.get_variable("lora", "b").astype(self.dtype)  # [K, F]
-        if isinstance(scales, Chosen):
-            return y + _apply_chosen(x, a, b, scales)
-        h = (x @ a) * scales[:, None, :].astype(self.dtype)  # [B, T, K]
-        return y + h @ b
+        for a, b, by in self._columns(scales):
+            h = jnp.matmul(x, a) * by[:, None]  # [B, T, K]
+            y = y + jnp.matmul(h, b)
+        return y
+
+    def _columns(self, scales: jax.Array | Chosen | None) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
+        """(A [D, K] or [B, D, K], B [K, F] or [B, K, F], scales [B, K]) of what is added to the base map.
+
+        Chosen experts are picked by a product with one-hot rows, whose gradient is one too: a CPU's scatter is slower.
+        """
+        read = lambda name: self.get_variable("lora", name).astype(self.dtype)
+        found: list[tuple[jax.Array, jax.Array, jax.Array]] = []
+        if scales is None:
+            return found
+        if self.has_variable("lora", "a"):
+            by = scales.shared if isinstance(scales, Chosen) else scales
+            found.append((read("a"), read("b"), by.astype(self.dtype)))
+        if isinstance(scales, Chosen) and self.has_variable("lora", "experts_a"):
+            pick = scales.pick.astype(self.dtype)
+            a = jnp.einsum("bke,edr->bdkr", pick, read("experts_a"))
+            b = jnp.einsum("bke,erf->bkrf", pick, read("experts_b"))
+            routed = scales.routed.astype(self.dtype)
+            found.append((a.reshape(*a.shape[:2], -1), b.reshape(len(b), -1, b.shape[-1]), routed))
+        return found
+
+    def read_by_head(self, q: jax.Array, scales: jax.Array | Chosen | None) -> jax.Array:
+        """What a head's query reads of the *input* of this map: q . y(x) = read_by_head(q) . x, without a bias.
+
+        q [B, T, H, F / H] -> [B, T, H, D].
+        """
+        by_head = lambda w: w.reshape(*w.shape[:-1], *q.shape[2:])
+        kernel = self.get_variable("params", "kernel").astype(self.dtype)
+        out = jnp.einsum("bthf,dhf->bthd", q, by_head(kernel))
+        for a, b, by in self._columns(scales):
+            each = "b" * (a.ndim - 2)  # whether every utterance has columns of its own
+            h = jnp.einsum(f"bthf,{each}khf->bthk", q, by_head(b)) * by[:, None, None]
+            out = out + jnp.einsum(f"bthk,{each}dk->bthd", h, a)
+        return out
+
+    def write_by_head(self, x: jax.Array, scales: jax.Array | Chosen | None) -> jax.Array:
+        """The part of y(x) that belongs to each head, for inputs of each head: x [B, T, H, D] -> [B, T, H, F / H]."""
+        by_head = lambda w: w.reshape(*w.shape[:-1], x.shape[2], -1)
+        kernel = self.get_variable("params", "kernel").astype(self.dtype)
+        out = jnp.einsum("bthd,dhf->bthf", x, by_head(kernel))
+        if self.use_bias:
+            out = out + by_head(self.get_variable("params", "bias").astype(self.dtype))[None, None]
+        for a, b, by in self._columns(scales):
+            each = "b" * (a.ndim - 2)
+            h = jnp.einsum(f"bthd,{each}dk->bthk", x, a) * by[:, None, None]
+            out = out + jnp.einsum(f"bthk,{each}khf->bthf", h, by_head(b))
+        return out
 
 
 def by_rows(x: jax.Array, w: jax.Array) -> jax.Array:
@@ -83,18 +128,6 @@ def transpose_kernels(params: dict[str, Any]) -> None:
         if getattr(branch.get("kernel"), "ndim", 0) == 2:
             branch["kernel_t"] = branch.pop("kernel").T  # one at a time: there is no room for all of them twice
         transpose_kernels(branch)
-
-
-def _apply_chosen(x: jax.Array, a: jax.Array, b: jax.Array, scales: Chosen) -> jax.Array:
-    """((x A) * scales) B over the chosen columns alone: x [B, T, D], a [D, K], b [K, F] -> [B, T, F].
-
-    Columns are picked by a product with one-hot rows, whose gradient is a product too: a CPU's scatter is slower.
-    """
-    pick = scales.pick.astype(x.dtype)
-    own_a = jnp.einsum("bck,dk->bdc", pick, a)  # [B, D, K']
-    own_b = jnp.einsum("bck,kf->bcf", pick, b)  # [B, K', F]
-    h = jnp.einsum("btd,bdc->btc", x, own_a) * scales.values[:, None].astype(x.dtype)
-    return jnp.einsum("btc,bcf->btf", h, own_b)
 
 
 def linear_shapes(
@@ -186,16 +219,25 @@ def scales(
     return jnp.concatenate([shared, routed], axis=1)
 
 
+def apart(shared: Bank, experts: Bank) -> Columns:
+    """Shared columns and experts side by side, as LoRADense reads them with the scales of chosen experts.
+
+    {path: {"a": [L, D, R_shared], "b", "experts_a": [L, E, D, R], "experts_b"}}; either may be missing.
+    """
+    columns = _columns(shared)
+    routed = {path: {"experts_a": ab["a"], "experts_b": ab["b"]} for path, ab in experts.items()}
+    return {path: columns.get(path, {}) | routed.get(path, {}) for path in sorted({*columns, *routed})}
+
+
 def choose(scales: jax.Array, gates: jax.Array, top_k: int, *, rank: int, shared_rank: int) -> Chosen:
-    """The shared columns and those of the `top_k` experts with the largest gates [B, E], of scales [B, K].
+    """The shared columns' scales and those of the `top_k` experts with the largest gates [B, E], of scales [B, K].
 
     Exact where all other gates are zero, as after top-k routing.
     """
     experts = jax.lax.top_k(gates, top_k)[1]  # [B, k]
-    routed = shared_rank + experts[:, :, None] * rank + jnp.arange(rank)  # [B, k, R]
-    shared = jnp.broadcast_to(jnp.arange(shared_rank), (gates.shape[0], shared_rank))
-    columns = jnp.concatenate([shared, routed.reshape(gates.shape[0], -1)], axis=1)  # [B, K']
-    return Chosen(jnp.take_along_axis(scales, columns, axis=1), jax.nn.one_hot(columns, scales.shape[1]))
+    routed = scales[:, shared_rank:].reshape(*gates.shape, rank)  # [B, E, R]
+    routed = jnp.take_along_axis(routed, experts[..., None], axis=1).reshape(len(gates), -1)
+    return Chosen(scales[:, :shared_rank], routed, jax.nn.one_hot(experts, gates.shape[1]))
 
 
 def nested(columns: Columns) -> dict[str, Any]:

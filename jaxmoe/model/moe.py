@@ -103,10 +103,12 @@ class MoEWhisper:
 
         exact_top_k: whether at most top_k gates of a row are above zero, so that the other experts may be left out.
         """
-        variables = {"params": base, "lora": self.columns(params)}
         scales: Any = self.scales(gates)
+        columns = self.columns(params)
         if 0 < self.top_k and GATHER_FROM * self.top_k <= self.num_experts and exact_top_k:
+            columns = lora.nested(lora.apart(params["shared"], params["experts"]))
             scales = lora.choose(scales, gates, self.top_k, rank=self.rank, shared_rank=self.shared_rank)
+        variables = {"params": base, "lora": columns}
         return self.whisper.apply(variables, latents, tokens, scales, cross_mask, method="logits")
 
 

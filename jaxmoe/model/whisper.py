@@ -17,6 +17,7 @@ import numpy as np
 from jaxmoe.model.lora import LoRADense
 
 Cache = dict[str, jax.Array]  # {"k", "v"}: [L, B, T, D]
+READ_LATENTS_UP_TO = 48  # tokens of a text whose queries read the latents themselves
 QUERY_CHUNK = 500  # encoder positions attended at once on CPU; larger scores fall out of its caches
 
 
@@ -55,10 +56,15 @@ def at_least_float32(dtype: Any) -> Any:
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:
     """softmax(q k^T + mask) v, scores at least float32: q [B, T, H, D'], k, v [B, S, H, D'], mask as [B, H, T, S]."""
     scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=at_least_float32(q.dtype))
-    if mask is not None:
-        scores = jnp.where(mask, scores, -1e30)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
+    weights = jax.nn.softmax(masked(scores, mask), axis=-1).astype(v.dtype)
     return jnp.einsum("bhts,bshd->bthd", weights, v)
+
+
+def masked(scores: jax.Array, mask: jax.Array | None) -> jax.Array:
+    """Scores of attention under a mask: True where a key may be seen, or numbers that are added."""
+    if mask is None:
+        return scores
+    return jnp.where(mask, scores, -1e30) if mask.dtype == bool else scores + mask.astype(scores.dtype)
 
 
 def _attend_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -85,10 +91,10 @@ def _attend_chunked(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, n_head: int, mask: jax.Array | None = None
 ) -> jax.Array:
-    """Multi-head attention of q [B, T, D] over k, v [B, S, D]; mask True where a key may be seen -> [B, T, D]."""
+    """Multi-head attention of q [B, T, D] over k, v [B, S, D] -> [B, T, D]; mask as `masked` takes it."""
     split = lambda x: x.reshape(*x.shape[:2], n_head, -1)
     q, k, v = split(q) * (q.shape[-1] // n_head) ** -0.5, split(k), split(v)
-    if mask is None and q.shape[1] >= QUERY_CHUNK // 2:
+    if mask is None and q.shape[1] >= QUERY_CHUNK // 4 and q.shape[1] * k.shape[1] >= (QUERY_CHUNK // 2) ** 2:
         plain = functools.partial(_attend, mask=None)
         out = jax.lax.platform_dependent(q, k, v, cpu=_attend_chunked, default=plain)
     else:
@@ -138,19 +144,43 @@ class MultiHeadAttention(nn.Module):
         y = attention(self.query(x, scales), k, v, self.n_head, mask)
         return self.out(y, scales)
 
+    def read(self, x: jax.Array, source: jax.Array, scales: Any, mask: jax.Array | None) -> jax.Array:
+        """As __call__ over the keys and values of `source` [B, S, D], which are never made: x [B, T, D].
+
+        The maps of key and value act on queries and outcomes instead, T rows for each head rather than S. With few
+        tokens that is less work, above all in training: no gradient is kept or computed for S rows.
+        """
+        b, t, d = x.shape
+        q = self.query(x, scales).reshape(b, t, self.n_head, -1) * (d // self.n_head) ** -0.5
+        q = self.key.read_by_head(q, scales).reshape(b, t * self.n_head, d)
+        scores = jnp.einsum("bqd,bsd->bqs", q, source, preferred_element_type=at_least_float32(q.dtype))
+        weights = jax.nn.softmax(masked(scores, mask), axis=-1).astype(source.dtype)
+        y = jnp.matmul(weights, source).reshape(b, t, self.n_head, d)
+        return self.out(self.value.write_by_head(y, scales).reshape(b, t, d), scales)
+
 
 class EncoderBlock(nn.Module):
-    """One pre-norm block; also returns the moments of its output, which cost nothing beside it."""
+    """One pre-norm block; also returns the moments of its output, which cost nothing beside it.
+
+    `padding`: keys and values [S', D] of positions behind x. Its own are sown as "attention".
+    """
 
     dims: ModelDimensions
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def __call__(
+        self, x: jax.Array, weights: jax.Array, padding: tuple[jax.Array, jax.Array] | None
+    ) -> tuple[jax.Array, jax.Array]:
         d = self.dims
         attn = MultiHeadAttention(d.n_audio_state, d.n_audio_head, self.dtype, name="attn")
         h = LayerNorm(self.dtype, name="attn_ln")(x)
-        x = x + attn(h, *attn.keys_values(h, None))
+        kv = attn.keys_values(h, None)
+        self.sow("attention", "kv", kv)
+        if padding is not None:
+            behind = lambda own, p: jnp.concatenate([own, jnp.broadcast_to(p[None], (len(own), *p.shape))], axis=1)
+            kv = behind(kv[0], padding[0]), behind(kv[1], padding[1])
+        x = x + attn(h, *kv)
         h = LayerNorm(self.dtype, name="mlp_ln")(x)
         h = LoRADense(4 * d.n_audio_state, dtype=self.dtype, name="mlp1")(h)
         h = LoRADense(d.n_audio_state, dtype=self.dtype, name="mlp2")(
@@ -174,6 +204,9 @@ class Encoder(nn.Module):
 
     With `weights` [B, N / 2], also mean and standard deviation of every depth [B, L + 2, 2, D]: the embedding output,
     each block, the final norm (the mean of the last is the embedding e of the gate).
+
+    padding: keys and values [L, S', D] of positions behind those of `mel`, which then hears them without computing
+      them; apply with mutable=["attention"] to get a recording's own.
     """
 
     dims: ModelDimensions
@@ -181,7 +214,10 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, mel: jax.Array, weights: jax.Array | None = None
+        self,
+        mel: jax.Array,
+        weights: jax.Array | None = None,
+        padding: tuple[jax.Array, jax.Array] | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         d = self.dims
         if mel.shape[1] != d.n_mels or mel.shape[2] > 2 * d.n_audio_ctx or mel.shape[2] % 2:
@@ -203,12 +239,12 @@ class Encoder(nn.Module):
         first = moments(x, weights)
         scan = nn.scan(
             EncoderBlock,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "attention": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast, 0),
             length=d.n_audio_layer,
         )
-        x, blocks = scan(d, self.dtype, name="blocks")(x, weights)
+        x, blocks = scan(d, self.dtype, name="blocks")(x, weights, padding)
         x = LayerNorm(self.dtype, name="ln_post")(x)
         depths = jnp.concatenate([first[None], blocks, moments(x, weights)[None]])  # [L + 2, B, 2, D]
         return x, depths.swapaxes(0, 1)
@@ -238,12 +274,13 @@ class DecoderBlock(nn.Module):
     def __call__(
         self,
         x: jax.Array,
-        cross: tuple[jax.Array, jax.Array],
+        cross: tuple[jax.Array, jax.Array] | None,
         cache: Cache | None,
         position: jax.Array | int,
         self_mask: jax.Array,
         cross_mask: jax.Array | None,
         scales: jax.Array | None,
+        latents: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         h = self.attn_ln(x)
         k, v = self.attn.keys_values(h, scales)
@@ -255,7 +292,10 @@ class DecoderBlock(nn.Module):
             cache = {"k": k, "v": v}
         x = x + self.attn(h, k, v, scales, self_mask)
         h = self.cross_attn_ln(x)
-        x = x + self.cross_attn(h, *cross, scales, cross_mask)
+        if cross is None:
+            x = x + self.cross_attn.read(h, latents, scales, None if cross_mask is None else cross_mask[:, 0])
+        else:
+            x = x + self.cross_attn(h, *cross, scales, cross_mask)
         h = self.mlp1(self.mlp_ln(x), scales)
         return x + self.mlp2(jax.nn.gelu(h, approximate=False), scales), cache
 
@@ -280,7 +320,7 @@ class Decoder(nn.Module):
             length=d.n_text_layer,
         )
         cross = dict(in_axes=(0, nn.broadcast), **axes)
-        call = dict(in_axes=(0, 0, *(nn.broadcast,) * 4), **axes)
+        call = dict(in_axes=(0, 0, *(nn.broadcast,) * 5), **axes)
         self.blocks = nn.scan(block, methods={"cross_kv": cross, "__call__": call})(d, self.dtype)
         self.ln = LayerNorm(self.dtype)
 
@@ -293,17 +333,18 @@ class Decoder(nn.Module):
     def __call__(
         self,
         tokens: jax.Array,
-        cross: tuple[jax.Array, jax.Array],
+        cross: tuple[jax.Array, jax.Array] | None,
         scales: jax.Array | None = None,
         cross_mask: jax.Array | None = None,
         cache: Cache | None = None,
         position: jax.Array | int = 0,
         token_mask: jax.Array | None = None,
+        latents: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Logits of tokens [B, T], which stand at `position` .. `position` + T - 1.
 
         Args:
-          cross: from cross_kv.
+          cross: from cross_kv; None to read `latents` [B, S, D].
           scales: [B, K], the columns' scales; None for the base model.
           cross_mask: [B, S], True where latents may be attended to; None for all.
           cache: keys and values of earlier tokens, static length; returned with these tokens written in.
@@ -325,7 +366,8 @@ class Decoder(nn.Module):
             self_mask = self_mask & token_mask[:, None, None, :]
         if cross_mask is not None:
             cross_mask = cross_mask[:, None, None, :]
-        x, cache = self.blocks(x, cross, cache, position, self_mask, cross_mask, scales)
+        latents = None if latents is None else latents.astype(self.dtype)
+        x, cache = self.blocks(x, cross, cache, position, self_mask, cross_mask, scales, latents)
         x = self.ln(x)
         return self.token_embedding.attend(x).astype(at_least_float32(self.dtype)), cache
 
@@ -359,5 +401,7 @@ class Whisper(nn.Module):
         cross_mask: jax.Array | None = None,
     ) -> jax.Array:
         """Teacher-forced logits [B, T, V] of tokens [B, T] over latents [B, S, D]."""
+        if tokens.shape[1] <= READ_LATENTS_UP_TO and not self.is_initializing():
+            return self.decoder(tokens, None, scales, cross_mask, latents=latents)[0]
         cross = self.decoder.cross_kv(latents, scales)
         return self.decoder(tokens, cross, scales, cross_mask)[0]

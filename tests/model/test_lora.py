@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxmoe.model import lora
+from jaxmoe.model import lora, whisper
 from tests import tiny
 
 
@@ -67,6 +67,27 @@ def test_permuting_experts_permutes_nothing_else(parts):
     before = model.logits(base, params, latents, tokens, gates)
     after = model.logits(base, permuted, latents, tokens, gates[:, order])
     np.testing.assert_allclose(before, after, atol=1e-4)
+
+
+@pytest.mark.parametrize("exact_top_k", [True, False], ids=["chosen experts", "all experts"])
+def test_reading_latents_equals_keys_and_values_and_so_do_gradients(parts, exact_top_k, monkeypatch):
+    base, _, _ = parts
+    base = jax.tree.map(lambda x: x + 0.05, base)  # biases count
+    model = tiny.make_model(num_experts=8)
+    params = tiny.make_params(model, base)
+    latents = jax.random.normal(jax.random.key(5), (3, 40, tiny.DIMS.n_audio_state))
+    tokens, mask = jnp.arange(18).reshape(3, 6), jnp.arange(40)[None] < jnp.array([[10], [25], [40]])
+    gates = model.gates(3.0 * jax.random.normal(jax.random.key(6), (3, 8)))
+
+    def loss(params, gates):
+        return jnp.square(model.logits(base, params, latents, tokens, gates, mask, exact_top_k=exact_top_k)).mean()
+
+    read = jax.value_and_grad(loss, argnums=(0, 1))(params, gates)
+    monkeypatch.setattr(whisper, "READ_LATENTS_UP_TO", 0)
+    made = jax.value_and_grad(loss, argnums=(0, 1))(params, gates)
+    np.testing.assert_allclose(read[0], made[0], rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(read[1]), jax.tree.leaves(made[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(jnp.abs(b).max()) + 1e-7)  # float32 sums in another order
 
 
 def test_a_pattern_that_matches_nothing_is_an_error(parts):

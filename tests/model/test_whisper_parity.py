@@ -131,3 +131,18 @@ def test_real_model_and_its_export(name, tmp_path):
     allowed = max(TOLERANCE, 2 * np.abs(theirs[0] - exact[0]).max())
     np.testing.assert_allclose(ours[0], exact[0], atol=allowed)
     np.testing.assert_allclose(ours[1][:, -1], theirs[1][:, -1], atol=TOLERANCE)
+
+
+def test_keys_of_padding_stand_for_computing_it(large_v3):
+    _, dims, params = large_v3
+    model, half = Whisper(dims), dims.n_audio_ctx // 2
+    short = features(128)[..., : dims.n_audio_ctx]
+    whole = np.concatenate([short, np.zeros_like(short)], axis=2)
+    encode = lambda m, *args: m.encoder(*args)
+    (expected, _), sown = model.apply({"params": params}, whole, method=encode, mutable=["attention"])
+    ((k, v),) = sown["attention"]["encoder"]["blocks"]["kv"]
+    padding = k[:, 0, half:], v[:, 0, half:]
+    got, _ = model.apply({"params": params}, short, None, padding, method=encode)
+    np.testing.assert_allclose(got, expected[:, :half], atol=TOLERANCE)
+    alone, _ = model.apply({"params": params}, short, method=encode)
+    assert float(jnp.abs(alone - expected[:, :half]).max()) > 100 * TOLERANCE  # it does hear the padding
