@@ -10,33 +10,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.data.audio import HOP_LENGTH, N_SAMPLES, SAMPLE_RATE, log_mel_spectrogram, positions, window
+from jaxmoe.data.audio import (
+    HOP_LENGTH,
+    N_SAMPLES,
+    SAMPLE_RATE,
+    load_audio,
+    log_mel_spectrogram,
+    pad_or_trim,
+    positions,
+    window,
+)
 from jaxmoe.data.text import Tokenizer
 from jaxmoe.model.moe import MoEWhisper, make_moe, one_lora, resolve_dtype
 from jaxmoe.model.personal import widened
 from jaxmoe.model.whisper import Whisper
 
+SPEECH = Path(__file__).parent / "data" / "demo" / "audio" / "af_heart" / "shared-01.opus"  # any short one would do
+SPEECH_S = 3.9  # at most as much of it: less than the shortest of WINDOWS_S
+STRIDE = 10  # encoder positions of padding that one stands for
+
 
 class Recogniser:
-    """A bare Whisper, which hears its whole window of 30 s as openai/whisper does.
+    """A bare Whisper.
 
     Args:
       name: for people and for the JSON output.
       params: {"encoder", "decoder"}; they are put on the device in the model's dtype.
+      exact: computes the whole window of 30 s, as openai/whisper does. Otherwise the encoder computes the recording
+        alone: it hears the padding behind it as another recording of speech left it in each layer, and of what comes
+        out there the decoder sees every STRIDE-th position, counting for its neighbours too.
     """
 
     pads_features = True  # frames after the audio are 0, as in openai/whisper and faster-whisper, not those of silence
     short_timestamps = True  # whether recordings of one window are decoded with timestamps, as longer ones always are
     invents_on_silence = False  # whether what it writes where no speech is heard is withheld, and not only flagged
 
-    def __init__(self, name: str, model: Whisper, params: Any, tokenizer: Tokenizer) -> None:
-        self.name, self.model, self.tokenizer = name, model, tokenizer
+    def __init__(self, name: str, model: Whisper, params: Any, tokenizer: Tokenizer, *, exact: bool = True) -> None:
+        self.name, self.model, self.tokenizer, self.exact = name, model, tokenizer, exact
         self.params = jax.device_put(jax.tree.map(lambda x: jnp.asarray(x, model.dtype), params))
 
     def window(self, num_samples: int) -> int:
         """Samples to which recordings of up to `num_samples` are padded."""
-        del num_samples
-        return N_SAMPLES
+        return N_SAMPLES if self.exact else window(num_samples, "trimmed", 0.0)
 
     def log_mel(self, samples: np.ndarray, num_samples: np.ndarray) -> jax.Array:
         """Input features of windows [B, n] padded with zeros -> [B, M, n / 160]."""
@@ -51,12 +66,24 @@ class Recogniser:
           num_samples: [B], the samples of each window that are sound and not padding.
         """
         weights = _within(num_samples, mel.shape[2] // 2)
-        return _encode(self.model, self.params, mel, jnp.asarray(weights, jnp.float32))
+        padding = None if self.exact or weights.shape[1] >= self.model.dims.n_audio_ctx else self._padding
+        return _encode(self.model, self.params, mel, jnp.asarray(weights, jnp.float32), padding)
+
+    @functools.cached_property
+    def _padding(self) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+        """Keys and values [L, 1500, D] of the encoder for some speech and padding, and its latents [1500, D]."""
+        samples = load_audio(SPEECH)[None, : int(SPEECH_S * SAMPLE_RATE)]
+        lengths = np.array([samples.shape[1]])
+        return _with_keys(self.model, self.params, self.log_mel(pad_or_trim(samples), lengths))
 
     def cross_mask(self, num_samples: np.ndarray, size: int) -> np.ndarray | None:
-        """Which of `size` encoder positions the decoder may attend to, [B, S]; None for all."""
-        del num_samples, size
-        return None
+        """What is said of the latents of windows of `size` positions to the decoder's attention: a mask [B, S] as
+        whisper.masked takes it; None if nothing."""
+        total = self.model.dims.n_audio_ctx
+        if self.exact or size >= total:
+            return None
+        counts = np.concatenate([np.zeros(size), np.full(len(_every(size, total)), np.log(STRIDE))])
+        return np.tile(counts.astype(np.float32), (len(num_samples), 1))
 
     def gates(self, embedding: np.ndarray | jax.Array) -> np.ndarray | None:
         """Mixing weights [B, E] of the experts for embeddings [B, D]; None without experts."""
@@ -92,7 +119,7 @@ class Adapted(Recogniser):
         context: str,
         margin_s: float,
     ) -> None:
-        super().__init__(name, model.whisper, base, tokenizer)
+        super().__init__(name, model.whisper, base, tokenizer)  # exact: its own context is what it was trained on
         self.mixture, self.adapters = model, params
         self.context, self.margin_s = context, margin_s
         self._columns = model.columns(params)
@@ -123,17 +150,43 @@ def _clear_padding(mel: jax.Array, frames: jax.Array) -> jax.Array:
     return jnp.where(jnp.arange(mel.shape[2])[None, None] < frames[:, None, None], mel, 0.0)
 
 
+def _every(size: int, total: int) -> np.ndarray:
+    """The encoder positions from `size` on that stand for STRIDE of them."""
+    return np.arange(size + STRIDE // 2, total, STRIDE)
+
+
 @functools.partial(jax.jit, static_argnames="model")
-def _encode(model: Whisper, params: Any, mel: jax.Array, weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    latents, depths = model.apply(
-        {"params": params}, mel, weights, method=lambda whisper, *args: whisper.encoder(*args)
-    )
-    return latents, depths[:, -1, 0]
+def _encode(
+    model: Whisper, params: Any, mel: jax.Array, weights: jax.Array, padding: Any
+) -> tuple[jax.Array, jax.Array]:
+    """padding: None, or what _with_keys gives, of which the positions behind `mel` count."""
+    size, run = mel.shape[2] // 2, lambda whisper, *args: whisper.encoder(*args)
+    if padding is None:
+        latents, depths = model.apply({"params": params}, mel, weights, method=run)
+        return latents, depths[:, -1, 0]
+    keys, behind = padding
+    keys = jax.tree.map(lambda x: x[:, size:], keys)
+    latents, depths = model.apply({"params": params}, mel, weights, keys, method=run)
+    behind = behind[_every(size, len(behind))]
+    behind = jnp.broadcast_to(behind[None], (len(latents), *behind.shape))
+    return jnp.concatenate([latents, behind], axis=1), depths[:, -1, 0]
 
 
-def load_system(model: str | Path, checkpoint: Path | None = None, speaker: str = "") -> Recogniser:
+@functools.partial(jax.jit, static_argnames="model")
+def _with_keys(model: Whisper, params: Any, mel: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
+    """Of one recording, mel [1, M, 3000]: the encoder's keys and values [L, 1500, D], and its latents [1500, D]."""
+    run = lambda whisper: whisper.encoder(mel)[0]
+    latents, sown = model.apply({"params": params}, method=run, mutable=["attention"])
+    ((k, v),) = sown["attention"]["encoder"]["blocks"]["kv"]
+    return (k[:, 0], v[:, 0]), latents[0]
+
+
+def load_system(
+    model: str | Path, checkpoint: Path | None = None, speaker: str = "", *, exact: bool = True
+) -> Recogniser:
     """The recogniser of a Whisper by name or folder, or of a run's workdir, whose backbone then wins over `model`.
 
+    exact: as Recogniser's; a run's context is its own.
     speaker: of a run, somebody whom its phase personalize has adapted to.
 
     Raises:
@@ -146,7 +199,7 @@ def load_system(model: str | Path, checkpoint: Path | None = None, speaker: str 
     if speaker:
         raise ValueError(f"--speaker={speaker}: give the run with its adaptation as --checkpoint=DIR too.")
     dims, params, tokenizer = load_whisper(model)
-    return Recogniser(str(model), Whisper(dims, jnp.dtype(resolve_dtype("auto"))), params, tokenizer)
+    return Recogniser(str(model), Whisper(dims, jnp.dtype(resolve_dtype("auto"))), params, tokenizer, exact=exact)
 
 
 def personal_folder(workdir: Path, speaker: str) -> Path:

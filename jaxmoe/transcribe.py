@@ -76,7 +76,7 @@ def _add_recognition(group: _Group) -> None:
     add("--checkpoint", Path, None, "a run's workdir: use its adapters", "DIR")
     add("--speaker", str, "", "of the run: somebody it was adapted to by --phase=personalize", "ID")
     add("--language", str, "en", "spoken, for multilingual models", "CODE")
-    add("--batch_size", _positive, 8, "recordings worked on at a time", "N")
+    add("--batch_size", _positive, 8, "recordings, or parts of one, worked on at a time", "N")
     add("--beam_size", _positive, 5, "width of the search; 1 is greedy", "N")
     add("--best_of", _positive, 5, "samples drawn where the search has failed", "N")
     add("--temperature", float, 0.0, "of the first attempt", "T")
@@ -85,6 +85,16 @@ def _add_recognition(group: _Group) -> None:
     add("--logprob_threshold", float, -1.0, "a text less likely (mean log-probability of a token) has failed")
     silence = "probability of silence above which text is flagged no_speech; a checkpoint's is then in the JSON only"
     add("--no_speech_threshold", float, 0.6, silence)
+    group.add_argument(
+        "--cut_at_pauses",
+        action="store_true",
+        help="cut recordings of over 30 s where they are quietest and work on all parts at once: faster",
+    )
+    group.add_argument(
+        "--exact",
+        action="store_true",
+        help="hear short recordings with all of the silence that fills 30 s up, as openai/whisper does: slower",
+    )
     group.add_argument(
         "--condition_on_previous_text",
         action="store_true",
@@ -247,7 +257,7 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     from jaxmoe.system import load_system
     from jaxmoe.transcription import TranscribeOptions, transcribe
 
-    system: Recogniser = load_system(args.model or "tiny.en", args.checkpoint, args.speaker)
+    system: Recogniser = load_system(args.model or "tiny.en", args.checkpoint, args.speaker, exact=args.exact)
     options = TranscribeOptions(
         language=args.language,
         beam_size=args.beam_size,
@@ -257,7 +267,8 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
         logprob_threshold=args.logprob_threshold,
         no_speech_threshold=args.no_speech_threshold,
         condition_on_previous_text=args.condition_on_previous_text,
-        batch_size=min(args.batch_size, len(jobs)),
+        batch_size=args.batch_size,
+        cut_at_pauses=args.cut_at_pauses,
     )
     system.tokenizer.sot_sequence(options.language)  # a language the model lacks fails here, before any work
     say = lambda text: args.quiet or tqdm.write(text, file=sys.stdout)

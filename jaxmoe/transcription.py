@@ -1,24 +1,30 @@
-"""Recordings of any length -> text with times: windows of 30 s, fallback to sampling, several recordings a batch.
+"""Recordings of any length -> text with times: windows of 30 s, fallback to sampling, several windows a batch.
 
-A window starts where the last complete segment of the one before ended, so no speech is cut in two or lost. Nothing
-that was decoded is dropped: suspected loops and hallucinations are flagged, since stuttered speech repeats itself; what
-an adapted decoder says where Whisper itself hears no speech stands apart, as `withheld`.
+A window starts where the last complete segment of the one before ended, so no speech is cut in two or lost. That is one
+window after the other; a recording that is first cut into parts at its pauses has as many side by side. Nothing that
+was decoded is dropped: suspected loops and hallucinations are flagged, since stuttered speech repeats itself; what an
+adapted decoder says where Whisper itself hears no speech stands apart, as `withheld`.
 Source of the window and fallback rules: transcribe() of openai/whisper, whisper/transcribe.py (20250625).
 """
 
 from collections.abc import Callable, Iterable, Iterator
 import dataclasses
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.data.audio import HOP_LENGTH, N_FRAMES, N_SAMPLES, SAMPLE_RATE, pad_or_trim
+from jaxmoe.data.audio import HOP_LENGTH, N_FRAMES, N_SAMPLES, SAMPLE_RATE, SAMPLES_PER_POSITION, pad_or_trim
 from jaxmoe.data.text import Tokenizer
 from jaxmoe.model.decode import DecodingOptions, DecodingResult, decode
 from jaxmoe.segments import FRAMES_PER_SECOND, Segment, Transcript, compression_ratio, repeats, split
 from jaxmoe.system import Recogniser
+
+READ_AHEAD = 4  # batches of short recordings that are read before they are needed
+CUT_S = (15.0, 29.0)  # where in a window of 30 s a part may end
+PAUSE_S = 0.2  # length of the stretch that is to be quiet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +39,8 @@ class TranscribeOptions:
         and an adapted decoder's withheld; at 1 neither happens.
       condition_on_previous_text: prompts a window with the text before it. Off: in disordered speech one loop would
         otherwise breed the next.
-      batch_size: recordings worked on at a time.
+      batch_size: windows worked on at a time, of as many recordings.
+      cut_at_pauses: cuts recordings of over 30 s into parts where they are quietest, which are worked on side by side.
       seed: of the samples; a window's samples depend on it and on the window's place only.
     """
 
@@ -48,6 +55,7 @@ class TranscribeOptions:
     no_speech_threshold: float = 0.6
     condition_on_previous_text: bool = False
     batch_size: int = 8
+    cut_at_pauses: bool = False
     seed: int = 0
 
 
@@ -78,81 +86,129 @@ class _Job:
 
     index: int
     samples: np.ndarray
-    seek: int = 0  # frames
-    segments: list[Segment] = dataclasses.field(default_factory=list)
-    context: list[int] = dataclasses.field(default_factory=list)  # tokens that prompt the next window
+    parts: list["_Part"]
 
     @property
     def frames(self) -> int:
         return max(len(self.samples) // HOP_LENGTH, 1)
 
+
+@dataclasses.dataclass
+class _Part:
+    """A stretch of a recording, from `seek` on yet to be transcribed, window after window. In frames."""
+
+    job: _Job
+    seek: int
+    end: int
+    segments: list[Segment] = dataclasses.field(default_factory=list)
+    context: list[int] = dataclasses.field(default_factory=list)  # tokens that prompt the next window
+
+    @property
+    def left(self) -> int:
+        return max(self.end - self.seek, 0)
+
     def window(self) -> np.ndarray:
-        start = self.seek * HOP_LENGTH
-        return self.samples[start : start + N_SAMPLES]
+        start, end = self.seek * HOP_LENGTH, self.end * HOP_LENGTH
+        if self.end >= self.job.frames:
+            end = len(self.job.samples)
+        return self.job.samples[start : min(start + N_SAMPLES, end)]
+
+
+def _begin(index: int, samples: np.ndarray, options: TranscribeOptions) -> _Job:
+    job = _Job(index, samples, [])
+    cuts = pauses(samples) if options.cut_at_pauses else []
+    edges = [0, *(c // HOP_LENGTH for c in cuts), job.frames]
+    job.parts = [_Part(job, start, end) for start, end in pairwise(edges)]
+    return job
+
+
+def pauses(samples: np.ndarray) -> list[int]:
+    """Samples at which a recording of over 30 s is cut: each time the middle of the quietest PAUSE_S within CUT_S."""
+    hop, length = SAMPLE_RATE // 50, round(PAUSE_S * SAMPLE_RATE)
+    power = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
+    cuts, at = [], 0
+    while len(samples) - at > N_SAMPLES:
+        first, last = (at + round(s * SAMPLE_RATE) for s in CUT_S)
+        middle = np.arange(first, min(last, len(samples) - length), hop)
+        energy = power[middle + length // 2] - power[middle - length // 2]
+        at = int(middle[len(middle) - 1 - energy[::-1].argmin()])
+        cuts.append(at)
+    return cuts
 
 
 def transcribe(
     system: Recogniser, sources: Iterable[Callable[[], np.ndarray]], options: TranscribeOptions
 ) -> Iterator[Progress]:
-    """Transcribes recordings, up to `batch_size` at a time, and reports after every window.
+    """Transcribes recordings, up to `batch_size` windows at a time, and reports after every window.
+
+    Recordings are read ahead, so that windows of one size are worked on together; they need not end in their order.
 
     Args:
       sources: each gives the samples of a recording, mono at 16 kHz, when called. What it raises ends that recording
         only.
     """
     waiting = enumerate(sources)
-    active: list[_Job] = []
+    parts: list[_Part] = []
     while True:
-        while len(active) < options.batch_size and (item := next(waiting, None)) is not None:
+        while _room(parts, options.batch_size) and (item := next(waiting, None)) is not None:
             index, read = item
             try:
-                active.append(_Job(index, read()))
+                parts += _begin(index, read(), options).parts
             except (ValueError, OSError) as error:
                 yield Progress(index, 0.0, 0.0, error=error)
-        if not active:
+        if not parts:
             return
-        for job, window in zip(active, _decode_windows(system, active, options), strict=True):
-            _advance(job, window, system, options)
-            total = len(job.samples) / SAMPLE_RATE
-            ended = job.seek >= job.frames
-            yield Progress(
-                job.index,
-                min(job.seek / FRAMES_PER_SECOND, total),
-                total,
-                _transcript(job, options.language) if ended else None,
-            )
-        active = [job for job in active if job.seek < job.frames]
+        size = lambda part: system.window(len(part.window()))
+        batch = [part for part in parts if size(part) == size(parts[0])][: options.batch_size]
+        for part, window in zip(batch, _decode_windows(system, batch, options), strict=True):
+            _advance(part, window, system, options)
+            yield _progress(part.job, options.language)
+        parts = [part for part in parts if part.left]
+
+
+def _room(parts: list[_Part], batch_size: int) -> bool:
+    """Whether another recording is read: the batch can take it, or those that wait are few and short."""
+    held = sum(part.left * HOP_LENGTH for part in parts)
+    return len(parts) < batch_size or (len(parts) < READ_AHEAD * batch_size and held < batch_size * N_SAMPLES)
+
+
+def _progress(job: _Job, language: str) -> Progress:
+    left = sum(part.left for part in job.parts)
+    total = len(job.samples) / SAMPLE_RATE
+    done = min((job.frames - left) / FRAMES_PER_SECOND, total)
+    return Progress(job.index, done, total, None if left else _transcript(job, language))
 
 
 def _transcript(job: _Job, language: str) -> Transcript:
+    segments = [segment for part in job.parts for segment in part.segments]
     return Transcript(
-        text="".join(s.text for s in job.segments).strip(),
-        segments=job.segments,
+        text="".join(s.text for s in segments).strip(),
+        segments=segments,
         language=language,
         duration_s=len(job.samples) / SAMPLE_RATE,
-        flags=sorted({flag for s in job.segments for flag in s.flags}),
+        flags=sorted({flag for s in segments for flag in s.flags}),
     )
 
 
-def _decode_windows(system: Recogniser, jobs: list[_Job], options: TranscribeOptions) -> list[_Window]:
-    """The next window of every job."""
-    sound = [job.window() for job in jobs]
-    fill = sound[:1] * ((1 << (len(jobs) - 1).bit_length()) - len(jobs))  # as decode pads: few programs to compile
+def _decode_windows(system: Recogniser, parts: list[_Part], options: TranscribeOptions) -> list[_Window]:
+    """The next window of every part; all are of one size."""
+    sound = [part.window() for part in parts]
+    fill = sound[:1] * ((1 << (len(parts) - 1).bit_length()) - len(parts))  # as decode pads: few programs to compile
     lengths = np.array([len(x) for x in sound + fill])
     size = system.window(int(lengths.max()))
     samples = np.stack([pad_or_trim(x, size) for x in sound + fill])
     latents, embedding = system.encode(system.log_mel(samples, lengths), lengths)
-    mask = system.cross_mask(lengths, latents.shape[1])
+    mask = system.cross_mask(lengths, size // SAMPLES_PER_POSITION)
     windows: dict[int, _Window] = {}
     for timestamps in (True, False):
-        at = [i for i, job in enumerate(jobs) if timestamps == (system.short_timestamps or job.frames > N_FRAMES)]
+        at = [i for i, p in enumerate(parts) if timestamps == (system.short_timestamps or p.job.frames > N_FRAMES)]
         if at:
             rows = np.array(at)
-            prompt, token_mask = _prompts([jobs[i] for i in at], system, options, timestamps)
+            prompt, token_mask = _prompts([parts[i] for i in at], system, options, timestamps)
             inputs = _Inputs(latents[rows], embedding[rows], None if mask is None else mask[rows], prompt, token_mask)
-            found = _search(system, inputs, np.array([jobs[i].seek for i in at]), timestamps, options)
+            found = _search(system, inputs, np.array([parts[i].seek for i in at]), timestamps, options)
             windows.update(zip(at, found, strict=True))
-    return [windows[i] for i in range(len(jobs))]
+    return [windows[i] for i in range(len(parts))]
 
 
 def decode_latents(
@@ -240,17 +296,17 @@ def _search(
 
 
 def _prompts(
-    jobs: list[_Job], system: Recogniser, options: TranscribeOptions, timestamps: bool
+    parts: list[_Part], system: Recogniser, options: TranscribeOptions, timestamps: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Start tokens [B, P], padded on the left, and where they are no padding."""
     tokenizer = system.tokenizer
     start = tokenizer.sot_sequence(options.language, options.task, timestamps=timestamps)
-    prompts = [list(start) for _ in jobs]
+    prompts = [list(start) for _ in parts]
     length = len(start)
     if options.condition_on_previous_text and timestamps:
         keep = system.model.dims.n_text_ctx // 2 - 1
         length += keep + 1  # the same for all windows, so that one program serves
-        prompts = [[tokenizer.sot_prev, *job.context[-keep:], *start] if job.context else list(start) for job in jobs]
+        prompts = [[tokenizer.sot_prev, *p.context[-keep:], *start] if p.context else list(start) for p in parts]
     ids = np.array([[tokenizer.eot] * (length - len(p)) + p for p in prompts], np.int32)
     return ids, np.array([[False] * (length - len(p)) + [True] * len(p) for p in prompts])
 
@@ -300,26 +356,26 @@ def _is_withheld(system: Recogniser, window: _Window, options: TranscribeOptions
     return system.invents_on_silence and window.no_speech_prob > options.no_speech_threshold
 
 
-def _advance(job: _Job, window: _Window, system: Recogniser, options: TranscribeOptions) -> None:
-    """Adds a window's segments to its job and moves the job on."""
+def _advance(part: _Part, window: _Window, system: Recogniser, options: TranscribeOptions) -> None:
+    """Adds a window's segments to its part and moves the part on."""
     tokenizer, withheld = system.tokenizer, _is_withheld(system, window, options)
-    content = min(N_FRAMES, job.frames - job.seek)
+    content = min(N_FRAMES, part.left)
     pieces, step = split(window.tokens, tokenizer, content)
     if withheld:  # times of what is not said mean nothing
         pieces, step = [(0.0, content / FRAMES_PER_SECOND, window.tokens)], content
     flags = _flags(window, tokenizer.decode(window.tokens), options)
-    offset = job.seek / FRAMES_PER_SECOND
+    offset = part.seek / FRAMES_PER_SECOND
     for start, end, tokens in pieces:
         text = tokenizer.decode(tokens)
         if not text.strip():
             continue
-        job.segments.append(
+        part.segments.append(
             Segment(
                 start=round(offset + start, 2),
                 end=round(offset + end, 2),
                 text="" if withheld else text,
                 tokens=tokens,
-                seek=job.seek,
+                seek=part.seek,
                 temperature=window.temperature,
                 avg_logprob=window.avg_logprob,
                 compression_ratio=window.compression_ratio,
@@ -328,7 +384,7 @@ def _advance(job: _Job, window: _Window, system: Recogniser, options: Transcribe
                 withheld=text.strip() if withheld else "",
             )
         )
-        job.context += [] if withheld else tokens
+        part.context += [] if withheld else tokens
     if window.temperature > 0.5:  # a text drawn that hot would mislead the next window
-        job.context.clear()
-    job.seek += step
+        part.context.clear()
+    part.seek += step

@@ -1,6 +1,7 @@
 """The command: windows, flags, file names, formats, bad files, several recordings at once."""
 
 import dataclasses
+from itertools import pairwise
 import json
 from pathlib import Path
 
@@ -179,6 +180,34 @@ def test_recordings_over_30_s_are_transcribed_whole_and_alike_in_a_batch(system)
     assert prompted.text.lower().count("ask not") == 4
 
 
+def test_long_recordings_are_cut_where_they_are_quiet():
+    rng = np.random.default_rng(0)
+    sound = 0.1 * rng.standard_normal(80 * SAMPLE_RATE).astype(np.float32)
+    for start, end in ((20.0, 20.6), (26.0, 26.1), (44.0, 45.0)):  # a tenth of a second is no pause
+        sound[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)] *= 0.01
+    cuts = [c / SAMPLE_RATE for c in transcription.pauses(sound)]
+    assert 20.0 < cuts[0] < 20.6 and 44.0 < cuts[1] < 45.0
+    edges = [0.0, *cuts, 80.0]
+    assert all(b - a <= 30.0 for a, b in pairwise(edges))
+    assert transcription.pauses(sound[: 30 * SAMPLE_RATE]) == []
+
+
+def test_parts_side_by_side_say_what_windows_in_turn_say(system):
+    long = np.concatenate([load_audio(JFK), np.zeros(SAMPLE_RATE, np.float32)] * 4)  # 48 s
+    other = load_audio(JFK)
+    both = run(system, [long, other], batch_size=4, cut_at_pauses=True)
+    words = lambda text: text.lower().replace(",", "").replace(".", "").split()
+    assert words(both[0].text) == words(SAID) * 4 and both[1].text == SAID
+    times = [t for s in both[0].segments for t in (s.start, s.end)]
+    assert times == sorted(times) and times[-1] <= 48.0
+
+
+def test_short_recordings_hear_only_themselves_where_30_s_are_not_wanted(system):
+    quick = Recogniser(system.name, system.model, system.params, system.tokenizer, exact=False)
+    assert run(quick, [load_audio(JFK)])[0].text == SAID
+    assert quick.window(11 * SAMPLE_RATE) < system.window(11 * SAMPLE_RATE) == 30 * SAMPLE_RATE
+
+
 def test_doubts_are_flagged_and_nothing_is_dropped(system):
     silence = np.zeros(3 * SAMPLE_RATE, np.float32)
     quiet, stutter = run(
@@ -224,7 +253,7 @@ def test_fallback_is_the_same_whatever_is_beside_it(system):
 
 
 def test_command(system, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("jaxmoe.system.load_system", lambda *args: system)  # loaded once for all tests
+    monkeypatch.setattr("jaxmoe.system.load_system", lambda *args, **kwargs: system)  # loaded once for all tests
     monkeypatch.setattr("jaxmoe.compilation.enable_cache", lambda: None)  # conftest has one of its own
     sound, _ = soundfile.read(JFK, dtype="float32")
     folder, out = tmp_path / "in", tmp_path / "out"
@@ -265,7 +294,7 @@ def test_translation_beside_the_transcript(system, tmp_path, capsys, monkeypatch
                 raise RuntimeError("the translator is gone")
             return [t.upper() for t in texts]
 
-    monkeypatch.setattr("jaxmoe.system.load_system", lambda *args: system)
+    monkeypatch.setattr("jaxmoe.system.load_system", lambda *args, **kwargs: system)
     monkeypatch.setattr("jaxmoe.compilation.enable_cache", lambda: None)
     monkeypatch.setattr("jaxmoe.mt.make", lambda *args, **kwargs: Upper())
     arguments = [str(JFK), "-o", str(tmp_path), "--beam_size=1", "--translate_to=de", "--quiet"]
@@ -320,7 +349,7 @@ def test_an_interruption_leaves_what_is_done(system, tmp_path, monkeypatch):
                 raise KeyboardInterrupt
 
     transcription_transcribe = transcription.transcribe
-    monkeypatch.setattr("jaxmoe.system.load_system", lambda *args: system)
+    monkeypatch.setattr("jaxmoe.system.load_system", lambda *args, **kwargs: system)
     monkeypatch.setattr("jaxmoe.compilation.enable_cache", lambda: None)
     monkeypatch.setattr("jaxmoe.transcription.transcribe", stop_after_one)
     sound, _ = soundfile.read(JFK, dtype="float32")

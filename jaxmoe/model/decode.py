@@ -18,7 +18,7 @@ from jaxmoe.model.logit_rules import History, LogitRules, SpecialTokens
 from jaxmoe.model.step_decoder import CrossByHead, StepDecoder, by_head
 from jaxmoe.model.whisper import Cache, Decoder, ModelDimensions, Whisper
 
-STAGES = (48, 112)  # texts longer than these tokens move to a longer cache
+STAGES = (48, 112)  # texts longer than these tokens move to a longer cache; those that have ended leave the batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,8 +279,28 @@ def _score(hypothesis: Hypothesis, length_penalty: float | None) -> float:
     return hypothesis.sum_logprob / penalty
 
 
-def _collect(search: _Search, state: _State, rows: int, length_penalty: float | None) -> list[list[Hypothesis]]:
-    """The hypotheses of each row, best first; unfinished beams fill up what has not ended."""
+def _take_rows(context: _Context, state: _State, keep: np.ndarray) -> tuple[_Context, _State]:
+    """Both with the rows `keep` alone."""
+    row = lambda x: None if x is None else x[keep]
+    layered = functools.partial(jax.tree.map, lambda x: x[:, keep])  # [L, B, ...]
+    context = context._replace(
+        scales=row(context.scales),
+        cross=layered(context.cross),
+        cross_mask=row(context.cross_mask),
+        token_mask=row(context.token_mask),
+        keys=row(context.keys),
+    )
+    rest = jax.tree.map(row, state._replace(step=None, cache=None))
+    return context, rest._replace(step=state.step, cache=layered(state.cache))
+
+
+def _collect(
+    search: _Search, state: _State, rows: dict[int, int], length_penalty: float | None
+) -> dict[int, list[Hypothesis]]:
+    """The hypotheses of rows, best first; unfinished beams fill up what has not ended.
+
+    rows: which row of the state each row of the batch is.
+    """
     tokens, logprob, ended, ended_logprob = jax.device_get(
         (state.tokens, state.sum_logprob, state.ended_tokens, state.ended_logprob)
     )
@@ -289,14 +309,14 @@ def _collect(search: _Search, state: _State, rows: int, length_penalty: float | 
         stop = np.flatnonzero(ids == search.rules.eot)
         return ids[: stop[0] if stop.size else None].tolist()
 
-    out = []
-    for row in range(rows):
+    out = {}
+    for name, row in rows.items():
         full = np.flatnonzero(np.isfinite(ended_logprob[row]))
         found = [Hypothesis(text(ended[row, i]), float(ended_logprob[row, i])) for i in full]
         for i in np.argsort(-logprob[row], kind="stable")[: max(search.group - len(found), 0)]:
             if np.isfinite(logprob[row, i]):
                 found.append(Hypothesis(text(tokens[row, i]), float(logprob[row, i])))
-        out.append(sorted(found, key=lambda h: -_score(h, length_penalty))[: search.group])
+        out[name] = sorted(found, key=lambda h: -_score(h, length_penalty))[: search.group]
     return out
 
 
@@ -360,11 +380,20 @@ def decode(
         sot_index=int(np.flatnonzero(ids[0] == tokenizer.sot)[-1]),
         no_speech=tokenizer.no_speech,
     )
+    found: dict[int, list[Hypothesis]] = {}
+    at = np.arange(full)  # which row of the batch each row of the state is
     for stage in (*(s for s in STAGES if s < search.max_tokens), search.max_tokens):
         state = _run(search, context, _grow(state, ids.shape[1] + stage * search.group), stage=stage)
-        if bool(state.done.all()):
+        done = np.asarray(state.done).all(1) | (stage == search.max_tokens)
+        ended = {int(at[i]): int(i) for i in np.flatnonzero(done) if at[i] < rows}
+        found |= _collect(search, state, ended, options.length_penalty)
+        if done.all():
             break
-    nbest = _collect(search, state, rows, options.length_penalty)
+        live = 1 << (int((~done).sum()) - 1).bit_length()
+        if live < len(at):  # those that have ended leave; of these, enough stay to fill up
+            keep = np.argsort(done, kind="stable")[:live]
+            context, state, at = *_take_rows(context, state, keep), at[keep]
+    nbest = [found[row] for row in range(rows)]
     total = np.array([n[0].sum_logprob for n in nbest], np.float32)
     lengths = np.array([len(n[0].tokens) + 1 for n in nbest])
     return DecodingResult(

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.model.whisper import Cache, Decoder, DecoderBlock, LayerNorm
+from jaxmoe.model.whisper import Cache, Decoder, DecoderBlock, LayerNorm, masked
 
 
 class CrossByHead(NamedTuple):
@@ -56,9 +56,7 @@ class StepBlock(DecoderBlock):
         heads, width = cross.v.shape[1], cross.v.shape[3]
         q = self.cross_attn.query(h, scales).reshape(b, g, heads, width) * width**-0.5
         scores = jnp.einsum("bghd,bhds->bhgs", q, cross.k, preferred_element_type=jnp.float32)
-        if mask is not None:
-            scores = jnp.where(mask, scores, -1e30)
-        weights = jax.nn.softmax(scores, axis=-1).astype(cross.v.dtype)
+        weights = jax.nn.softmax(masked(scores, mask), axis=-1).astype(cross.v.dtype)
         y = jnp.einsum("bhgs,bhsd->bghd", weights, cross.v).reshape(b, g, d)
         return self.cross_attn.out(y, scales)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxmoe.model import decode as decode_module
 from jaxmoe.model import lora
 from jaxmoe.model.decode import DecodingOptions, decode
 from jaxmoe.model.logit_rules import History, LogitRules
@@ -156,11 +157,16 @@ def test_greedy_equals_a_loop_without_cache(case, timestamps):
     np.testing.assert_allclose(got.no_speech_prob, first, rtol=1e-4)
 
 
-def test_columns_scales_and_cross_mask_act_as_in_training(case):
-    shapes = lora.linear_shapes(case.params, [r"decoder/blocks/.*"])
+def random_columns(params):
+    """Two experts of rank 3 on every linear map of the decoder."""
+    shapes = lora.linear_shapes(params, [r"decoder/blocks/.*"])
     bank = lora.init_bank(jax.random.key(5), shapes, num_experts=2, rank=3)
     bank = lora.map_experts(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), bank)
-    columns = lora.nested(lora.stack({}, bank))
+    return lora.nested(lora.stack({}, bank))
+
+
+def test_columns_scales_and_cross_mask_act_as_in_training(case):
+    columns = random_columns(case.params)
     scales = jax.random.uniform(jax.random.key(6), (ROWS, 6))
     cross_mask = jnp.arange(DIMS.n_audio_ctx)[None] < jnp.array([[30], [60], [100]])
     inputs = {"columns": columns, "scales": scales, "cross_mask": cross_mask}
@@ -264,6 +270,23 @@ def test_a_row_decodes_the_same_alone_and_in_a_batch(case, options):
         alone = case.decode(options, latents=case.latents[row : row + 1], key=keys[row : row + 1])
         assert alone.tokens == [together.tokens[row]]
         np.testing.assert_allclose(alone.sum_logprob[0], together.sum_logprob[row], rtol=1e-4)
+
+
+@pytest.mark.parametrize("beam", [1, 3], ids=["greedy", "beam"])
+def test_rows_that_end_leave_the_batch_and_nothing_changes(case, beam, monkeypatch):
+    options = DecodingOptions(max_tokens=20, beam_size=beam)
+    columns, scales = random_columns(case.params), jnp.array([[0.0] * 6, [1.0] * 6, [3.0] * 6])
+    decode_all = lambda: case.decode(options, columns=columns, scales=scales)
+    sizes = []
+    take = decode_module._take_rows
+    monkeypatch.setattr(decode_module, "_take_rows", lambda c, s, keep: sizes.append(len(keep)) or take(c, s, keep))
+    monkeypatch.setattr(decode_module, "STAGES", ())
+    whole = decode_all()
+    monkeypatch.setattr(decode_module, "STAGES", (4, 10))
+    parted = decode_all()
+    assert sizes, [len(t) for t in whole.tokens]
+    assert parted.tokens == whole.tokens
+    np.testing.assert_allclose(parted.sum_logprob, whole.sum_logprob, rtol=1e-4)
 
 
 def test_cold_samples_are_greedy_and_hot_ones_follow_the_distribution(case):
