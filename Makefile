@@ -27,8 +27,8 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/mypy
 
-bench: $(VENV)/dev
-	for f in benchmarks/*.py; do $(BIN)/python $$f || exit 1; done
+bench: $(VENV)/dev  ## speed beside other programs, into docs/speed.md; CLIPS=a CSV of real clips
+	$(BIN)/python -m benchmarks.suite $(if $(CLIPS),--csv=$(CLIPS))
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,6 +1,6 @@
 """Our search beside transformers' and faster-whisper's: the same weights, the same clips.
 
-COMMAND: python benchmarks/decode_parity.py [--csv=CLIPS.csv | --workdir=RUN] [--model=tiny.en] [--only=PART]
+COMMAND: python -m benchmarks.decode_parity [--csv=CLIPS.csv | --workdir=RUN] [--model=tiny.en] [--only=PART]
              [--skip=greedy|beam]
 The CSV has columns path (relative to it) and transcript; of a run, the recordings that prepare stored are taken.
 Greedy: how many clips give transformers' tokens exactly
@@ -10,8 +10,6 @@ prompt from earlier text; speeds in clips/s, encoder included, ours after compil
 
 import argparse
 from collections.abc import Callable
-import csv
-import dataclasses
 from pathlib import Path
 import tempfile
 import time
@@ -20,42 +18,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from benchmarks.clips import Clip, read_clips, stored_clips
 from jaxmoe import weights
 from jaxmoe.compilation import enable_cache
-from jaxmoe.data.audio import N_SAMPLES, load_audio, log_mel_spectrogram, pad_or_trim
+from jaxmoe.data.audio import N_SAMPLES, log_mel_spectrogram, pad_or_trim
 from jaxmoe.data.text import EnglishNormalizer
 from jaxmoe.model.decode import DecodingOptions, decode
 from jaxmoe.model.load import load_whisper
 from jaxmoe.model.load.hf import save_hf
 from jaxmoe.system import Recogniser, load_system
 from jaxmoe.transcription import TranscribeOptions, transcribe
-
-
-@dataclasses.dataclass(frozen=True)
-class Clip:
-    path: Path
-    transcript: str
-    samples: np.ndarray
-
-
-def read_clips(table: Path, only: str) -> list[Clip]:
-    """The clips of a CSV whose path contains `only`."""
-    with open(table, encoding="utf-8", newline="") as f:
-        rows = [row for row in csv.DictReader(f) if only in row["path"]]
-    return [Clip(table.parent / r["path"], r["transcript"], load_audio(table.parent / r["path"])) for r in rows]
-
-
-def stored_clips(workdir: Path, only: str) -> list[Clip]:
-    """The recordings of a run whose split and id contain `only`."""
-    from jaxmoe.data import prepared
-
-    out = []
-    for split in ("evaluation", "validation", "train"):
-        for row in prepared.open_split(workdir, split):
-            if only in f"{split}/{row['id']}":
-                name = Path(split) / row["id"]
-                out.append(Clip(name, row["text"], row["audio"].astype(np.float32) / 32768.0))
-    return out
 
 
 def windows(system: Recogniser, clips: list[Clip], size: int) -> list[tuple[jax.Array, np.ndarray]]:

@@ -1,6 +1,6 @@
 """What ten experts cost: a training step of the mixture beside one of a single LoRA, on the same batch.
 
-COMMAND: python benchmarks/experts_cost.py [--model=tiny.en] [--experts=1,4,10,32] [--rounds=7] [--rank=16]
+COMMAND: python -m benchmarks.experts_cost [--model=tiny.en] [--experts=1,4,10,32] [--rounds=7] [--rank=16]
 Every linear map of the decoder carries adapters, the shared path is on. "One LoRA" has the rank of one expert. Steps
 alternate; printed are medians, their spread, the ratio to one LoRA, and the temporary memory XLA plans.
 """
@@ -17,6 +17,7 @@ from jaxmoe.compilation import enable_cache
 from jaxmoe.data.batches import Batch
 from jaxmoe.model.load import load_whisper
 from jaxmoe.model.moe import MoEWhisper, make_moe, one_lora
+from jaxmoe.model.whisper import ModelDimensions
 from jaxmoe.phases import baseline, joint
 from jaxmoe.train import optimizer
 from jaxmoe.train import state as states
@@ -42,7 +43,7 @@ def make_batch(model: MoEWhisper, size: int, positions: int, tokens: int) -> Bat
 class Step:
     """A compiled training step and its state."""
 
-    def __init__(self, model: MoEWhisper, base: Any, sizes: tuple[int, int, int]):
+    def __init__(self, model: MoEWhisper, base: Any, batch: Batch):
         from ml_collections import ConfigDict
 
         c = ConfigDict(dict(balance=0.01, z=0.001, align=0.1, temperature=1.0, soft_steps=0, noise=0.0))
@@ -51,17 +52,27 @@ class Step:
             jax.tree.map(lambda _: "train", params), lr=1e-4, steps=1000, warmup=1, weight_decay=0.01, clip_norm=1.0
         )
         step = joint.make_step(model, tx, c) if model.num_experts else baseline.make_step(model, tx)
-        self.base, self.batch = base, jax.device_put(make_batch(model, *sizes))
+        self.base, self.batch = base, jax.device_put(batch)
         self.state = states.create(params, tx, 0)
         lowered = jax.jit(step, donate_argnums=0).lower(self.state, base, self.batch)
         self.compiled = lowered.compile()
         self.memory = self.compiled.memory_analysis().temp_size_in_bytes / 2**20
 
+    def run(self) -> dict[str, jax.Array]:
+        """One step; its metrics, once they are there."""
+        self.state, metrics = self.compiled(self.state, self.base, self.batch)
+        return jax.block_until_ready(metrics)
+
     def seconds(self) -> float:
         start = time.perf_counter()
-        self.state, metrics = self.compiled(self.state, self.base, self.batch)
-        jax.block_until_ready(metrics)
+        self.run()
         return time.perf_counter() - start
+
+
+def mixture(dims: ModelDimensions, experts: int, top_k: int, rank: int) -> MoEWhisper:
+    """Experts on every linear map of the decoder, with a shared path of their rank."""
+    fields = dict(rank=rank, shared_rank=rank, alpha=2.0 * rank, gate_hidden=512, dtype="float32", remat=False)
+    return make_moe(dims, num_experts=experts, top_k=top_k, lora_targets=[r"decoder/blocks/.*"], **fields)
 
 
 def main() -> None:
@@ -79,15 +90,13 @@ def main() -> None:
     dims, base, _ = load_whisper(args.model)
     base = jax.device_put(base)
     sizes = (args.batch_size, args.positions, args.tokens)
-    fields = dict(rank=args.rank, shared_rank=args.rank, alpha=2.0 * args.rank, gate_hidden=512, dtype="float32")
-    make = lambda e, k: make_moe(
-        dims, num_experts=e, top_k=k, lora_targets=[r"decoder/blocks/.*"], remat=False, **fields
-    )
-    steps = {"one LoRA": Step(one_lora(make(1, 1), args.rank), base, sizes)}
+    make = lambda e, k: mixture(dims, e, k, args.rank)
+    step = lambda model: Step(model, base, make_batch(model, *sizes))
+    steps = {"one LoRA": step(one_lora(make(1, 1), args.rank))}
     for e in map(int, args.experts.split(",")):
         for k in map(int, args.top_k.split(",")):
             if k <= e:
-                steps[f"{e} experts, {f'top {k}' if k else 'all mixed'}"] = Step(make(e, k), base, sizes)
+                steps[f"{e} experts, {f'top {k}' if k else 'all mixed'}"] = step(make(e, k))
     times: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(args.rounds + 1):
         for name, step in steps.items():

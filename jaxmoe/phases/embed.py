@@ -66,31 +66,39 @@ def encode(
     return latents, depths.at[:, -1].set(moments(latents, weights))
 
 
-def _embed_shard(
-    backbone: Backbone, rows: list[dict], config: ConfigDict
+def embed_rows(
+    whisper: Whisper,
+    base: dict,
+    sounds: Sequence[np.ndarray],
+    *,
+    batch_size: int,
+    context: str,
+    margin_s: float,
+    frames: str = "audio",
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray]:
-    """Latents kept (the audio's positions plus the margin) and depths of a shard, batched by window."""
-    whisper, b = backbone.model.whisper, config.embed.batch_size
-    sizes = [window(len(r["audio"]), config.embed.context, config.embed.margin_s) for r in rows]
-    order = sorted(range(len(rows)), key=lambda i: (sizes[i], i))
+    """Recordings of up to 30 s, float [n] -> latents kept of each (the audio's positions plus the margin) [S', D]
+    float16, and depths [U, L + 2, 2, D]; batched by window."""
+    sizes = [window(len(x), context, margin_s) for x in sounds]
+    order = sorted(range(len(sounds)), key=lambda i: (sizes[i], i))
     latents: dict[int, np.ndarray] = {}
     depths: dict[int, np.ndarray] = {}
-    margin = int(config.embed.margin_s * SAMPLE_RATE) // SAMPLES_PER_POSITION
+    margin = int(margin_s * SAMPLE_RATE) // SAMPLES_PER_POSITION
     for size in sorted(set(sizes)):
         group = [i for i in order if sizes[i] == size]
-        for start in range(0, len(group), b):
-            chosen = group[start : start + b]
-            audio = np.zeros((b, size), np.float32)  # short last batches keep the compiled shape
-            samples = np.ones(b, np.int32)
+        for start in range(0, len(group), batch_size):
+            chosen = group[start : start + batch_size]
+            audio = np.zeros((batch_size, size), np.float32)  # short last batches keep the compiled shape
+            samples = np.ones(batch_size, np.int32)
             for j, i in enumerate(chosen):
-                audio[j, : len(rows[i]["audio"])] = rows[i]["audio"] / 32768.0
-                samples[j] = len(rows[i]["audio"])
-            placed = sharding.put_batch((audio, samples), backbone.mesh)
-            h, means = jax.device_get(encode(whisper, backbone.base, *placed, frames=config.embed.frames))
+                audio[j, : len(sounds[i])] = sounds[i]
+                samples[j] = len(sounds[i])
+            placed = (audio, samples) if mesh is None else sharding.put_batch((audio, samples), mesh)
+            h, means = jax.device_get(encode(whisper, base, *placed, frames=frames))
             for j, i in enumerate(chosen):
                 latents[i] = h[j, : positions(int(samples[j])) + margin].astype(np.float16)
                 depths[i] = means[j]
-    return [latents[i] for i in range(len(rows))], np.stack([depths[i] for i in range(len(rows))])
+    return [latents[i] for i in range(len(sounds))], np.stack([depths[i] for i in range(len(sounds))])
 
 
 def embed_split(config: ConfigDict, workdir: Path, backbone: Backbone, split: str) -> None:
@@ -107,11 +115,12 @@ def embed_split(config: ConfigDict, workdir: Path, backbone: Backbone, split: st
         dims = backbone.model.dims
         write_shard(folder, 0, [], [], np.zeros((0, dims.n_audio_layer + 2, 2, dims.n_audio_state)))
     first = next_shard(folder)
+    settings = {name: config.embed[name] for name in ("batch_size", "context", "margin_s", "frames")}
     with tqdm(total=len(rows), desc=f"embed {backbone.name} {split}", unit="utt") as bar:
         for number, start in enumerate(range(0, len(rows), SHARD_ROWS), first):
             chosen = rows[start : start + SHARD_ROWS]
-            sound = [{"audio": source[x["row"]]["audio"][x["start"] :][: x["samples"]]} for x in chosen]
-            latents, depths = _embed_shard(backbone, sound, config)
+            sounds = [source[x["row"]]["audio"][x["start"] :][: x["samples"]] / np.float32(32768.0) for x in chosen]
+            latents, depths = embed_rows(backbone.model.whisper, backbone.base, sounds, mesh=backbone.mesh, **settings)
             write_shard(folder, number, [x["id"] for x in chosen], latents, depths)
             bar.update(len(chosen))
 
