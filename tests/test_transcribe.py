@@ -312,7 +312,7 @@ def test_translation_beside_the_transcript(system, tmp_path, capsys, monkeypatch
 
 def test_translation_by_the_translator_that_a_run_has_tuned(system, tmp_path, monkeypatch):
     pytest.importorskip("torch")
-    monkeypatch.setattr("jaxmoe.system.load_system", lambda *args: system)
+    monkeypatch.setattr("jaxmoe.system.load_system", lambda *args, **kwargs: system)
     monkeypatch.setattr("jaxmoe.compilation.enable_cache", lambda: None)
     monkeypatch.setattr("jaxmoe.weights.cache_folder", lambda: tmp_path)
     monkeypatch.setattr(prompt, "SHOTS", (("Dog.", "Hund."),))
