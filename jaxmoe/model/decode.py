@@ -281,7 +281,7 @@ def _score(hypothesis: Hypothesis, length_penalty: float | None) -> float:
 
 def _take_rows(context: _Context, state: _State, keep: np.ndarray) -> tuple[_Context, _State]:
     """Both with the rows `keep` alone."""
-    row = lambda x: None if x is None else x[keep]
+    row: Any = lambda x: None if x is None else x[keep]
     layered = functools.partial(jax.tree.map, lambda x: x[:, keep])  # [L, B, ...]
     context = context._replace(
         scales=row(context.scales),
@@ -290,8 +290,8 @@ def _take_rows(context: _Context, state: _State, keep: np.ndarray) -> tuple[_Con
         token_mask=row(context.token_mask),
         keys=row(context.keys),
     )
-    rest = jax.tree.map(row, state._replace(step=None, cache=None))
-    return context, rest._replace(step=state.step, cache=layered(state.cache))
+    fields = {name: jax.tree.map(row, x) for name, x in state._asdict().items() if name not in ("step", "cache")}
+    return context, _State(step=state.step, cache=layered(state.cache), **fields)
 
 
 def _collect(

@@ -292,9 +292,10 @@ class DecoderBlock(nn.Module):
             cache = {"k": k, "v": v}
         x = x + self.attn(h, k, v, scales, self_mask)
         h = self.cross_attn_ln(x)
-        if cross is None:
+        if latents is not None:
             x = x + self.cross_attn.read(h, latents, scales, None if cross_mask is None else cross_mask[:, 0])
         else:
+            assert cross is not None, "one of cross and latents"
             x = x + self.cross_attn(h, *cross, scales, cross_mask)
         h = self.mlp1(self.mlp_ln(x), scales)
         return x + self.mlp2(jax.nn.gelu(h, approximate=False), scales), cache
