@@ -1,10 +1,10 @@
 """What tells silence from speech for an adapted decoder: <|nospeech|> without and with adapters, and other figures.
 
-COMMAND: python benchmarks/silence.py --checkpoint=checkpoints/quickstart [--utterances=147]
+COMMAND: python benchmarks/silence.py --checkpoint=checkpoints/quickstart [--recordings=people.csv --columns=...]
 
 Sets: the ten quiet rooms of the phase `stress`; noise alone, white, pink and brown, 80 to 20 dB below full scale, 2 to
-10 s; the evaluation split. `written` counts clips on which text is written without the rule, and `withheld` those whose
-text the rule keeps back (transcription.py).
+10 s; the evaluation split; 21 of its utterances at 0 dB under three noises; recordings of your own. `written` counts
+clips on which text is written without the rule, `withheld` those whose text the rule keeps back (transcription.py).
 """
 
 import argparse
@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs import quickstart
 from jaxmoe.compilation import enable_cache
 from jaxmoe.data import channels, noise
 from jaxmoe.data.audio import SAMPLE_RATE, pad_or_trim
 from jaxmoe.eval.run import split_clips
-from jaxmoe.phases.stress import silent_clip
+from jaxmoe.phases.stress import noisy_clips, silent_clip, table_clips
 from jaxmoe.system import Adapted, load_system
 from jaxmoe.transcription import TranscribeOptions, decode_latents
 
@@ -27,7 +28,7 @@ BATCH = 8
 LEVELS_DBFS, TILTS, SECONDS = (-80, -70, -60, -50, -40, -30, -20), (0.0, 1.0, 2.0), (2, 5, 10)
 
 
-def sounds(workdir: Path, utterances: int) -> list[tuple[str, np.ndarray]]:
+def sounds(workdir: Path, recordings: str, columns: str) -> list[tuple[str, np.ndarray]]:
     """(set, samples) of all clips, shortest first, so that few shapes compile."""
     out = [("quiet rooms", silent_clip(number, seed=0)) for number in range(10)]
     rng = np.random.default_rng(7)
@@ -36,7 +37,12 @@ def sounds(workdir: Path, utterances: int) -> list[tuple[str, np.ndarray]]:
             for seconds in SECONDS:
                 hiss = channels.coloured_noise(seconds * SAMPLE_RATE, tilt, rng) * 10 ** (level / 20)
                 out.append(("noise alone", np.clip(hiss, -1, 1).astype(np.float32)))
-    out += [("evaluation split", clip.read()) for clip in split_clips(workdir, "evaluation")[:utterances]]
+    out += [("evaluation split", clip.read()) for clip in split_clips(workdir, "evaluation")]
+    items, noisy = noisy_clips(workdir, 21, ("white", "babble", "reverberation"), (0.0,), seed=0)
+    out += [("at 0 dB", c.read()) for x, c in zip(items, noisy, strict=True) if x["channel"].endswith(" 0 dB")]
+    if recordings:
+        own = table_clips(recordings, columns, quickstart.get_config().quality)[1]
+        out += [("recordings", clip.read()) for clip in own if clip.duration_s <= 30]
     return sorted(out, key=lambda x: len(x[1]))
 
 
@@ -67,12 +73,13 @@ def measure(system: Adapted, samples: list[np.ndarray]) -> list[dict[str, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True)
-    parser.add_argument("--utterances", type=int, default=10_000)
+    parser.add_argument("--recordings", default="")
+    parser.add_argument("--columns", default="")
     args = parser.parse_args()
     enable_cache()
     system = load_system("", args.checkpoint)
     assert isinstance(system, Adapted)
-    clips = sounds(args.checkpoint, args.utterances)
+    clips = sounds(args.checkpoint, args.recordings, args.columns)
     rows = []
     for start in range(0, len(clips), BATCH):
         chosen = clips[start : start + BATCH]

@@ -83,8 +83,8 @@ def _add_recognition(group: _Group) -> None:
     add("--temperature_increment_on_fallback", float, 0.2, "added for the next attempt, up to 1; 0: no other", "T")
     add("--compression_ratio_threshold", float, 2.4, "a text more repetitive has failed")
     add("--logprob_threshold", float, -1.0, "a text less likely (mean log-probability of a token) has failed")
-    silence = "probability of silence above which text is flagged no_speech; a checkpoint's is then in the JSON only"
-    add("--no_speech_threshold", float, 0.6, silence)
+    add("--no_speech_threshold", float, 0.6, "probability of silence above which text is flagged no_speech")
+    add("--withhold_threshold", float, 0.85, "the same above which a checkpoint's text is in the JSON only; 1: never")
     group.add_argument(
         "--cut_at_pauses",
         action="store_true",
@@ -266,6 +266,7 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
         compression_ratio_threshold=args.compression_ratio_threshold,
         logprob_threshold=args.logprob_threshold,
         no_speech_threshold=args.no_speech_threshold,
+        withhold_threshold=args.withhold_threshold,
         condition_on_previous_text=args.condition_on_previous_text,
         batch_size=args.batch_size,
         cut_at_pauses=args.cut_at_pauses,

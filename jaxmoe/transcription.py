@@ -35,8 +35,9 @@ class TranscribeOptions:
       beam_size: at temperature 0.
       best_of: samples at temperatures above 0.
       temperatures: tried in turn until a window is neither repetitive nor unlikely.
-      no_speech_threshold: probability of <|nospeech|>, by the decoder without adapters, above which text is flagged
-        and an adapted decoder's withheld; at 1 neither happens.
+      no_speech_threshold: probability of <|nospeech|>, by the decoder without adapters, above which text is flagged.
+      withhold_threshold: the same above which an adapted decoder's text is withheld. Speech under noise or unlike
+        Whisper's own reaches .8, rooms and noise alone do not fall below .89 (benchmarks/silence.py).
       condition_on_previous_text: prompts a window with the text before it. Off: in disordered speech one loop would
         otherwise breed the next.
       batch_size: windows worked on at a time, of as many recordings.
@@ -53,6 +54,7 @@ class TranscribeOptions:
     compression_ratio_threshold: float = 2.4
     logprob_threshold: float = -1.0
     no_speech_threshold: float = 0.6
+    withhold_threshold: float = 0.85
     condition_on_previous_text: bool = False
     batch_size: int = 8
     cut_at_pauses: bool = False
@@ -353,7 +355,7 @@ def _is_withheld(system: Recogniser, window: _Window, options: TranscribeOptions
 
     openai/whisper asks besides that the text be unlikely; adapters are as sure of what they invent as of what is said.
     """
-    return system.invents_on_silence and window.no_speech_prob > options.no_speech_threshold
+    return system.invents_on_silence and window.no_speech_prob > options.withhold_threshold
 
 
 def _advance(part: _Part, window: _Window, system: Recogniser, options: TranscribeOptions) -> None:

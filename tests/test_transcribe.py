@@ -240,8 +240,8 @@ def test_what_adapters_invent_on_silence_is_withheld_and_stays_in_the_json(adapt
     assert said.text and "no_speech" not in said.flags and not any(s.withheld for s in said.segments)
     kept = json.loads(writers.to_json(quiet, audio="a.wav", model="m"))["segments"]
     assert len(kept) == 1 and kept[0]["withheld"] and (kept[0]["start"], kept[0]["end"]) == (0.0, 5.0)
-    written = run(adapted, [room], temperatures=(0.0,), no_speech_threshold=1.0)[0]
-    assert written.text == kept[0]["withheld"] and written.segments[0].withheld == ""
+    written = run(adapted, [room], temperatures=(0.0,), withhold_threshold=1.0)[0]
+    assert written.flags == quiet.flags and written.text == kept[0]["withheld"] and written.segments[0].withheld == ""
 
 
 def test_fallback_is_the_same_whatever_is_beside_it(system):
