@@ -66,8 +66,9 @@ def test_a_window_has_the_latents_of_its_own_sound(run):
     last = load_windows(workdir / "embeddings/tiny.en/train")[-1]
     sound = prepared.open_split(workdir, "train")
     row = [x["id"] for x in prepared.open_metadata(workdir, "train")].index(last["parent"])
-    part = {"audio": sound[row]["audio"][last["start"] : last["end"]]}
-    (alone,), _ = embed._embed_shard(backbone, [part], config)
+    part = sound[row]["audio"][last["start"] : last["end"]] / np.float32(32768.0)
+    settings = {name: config.embed[name] for name in ("batch_size", "context", "margin_s")}
+    (alone,), _ = embed.embed_rows(backbone.model.whisper, backbone.base, [part], **settings)
     np.testing.assert_allclose(embeddings.latents(embeddings.row[last["id"]]), alone, atol=0.02)  # float16 on disk
 
 
