@@ -76,12 +76,12 @@ def embed_step(model: MoEWhisper, base: Any, b: int) -> tuple[Any, tuple[Any, ..
 def decode_step(model: MoEWhisper, base: Any, b: int, tokens: int) -> tuple[Any, tuple[Any, ...]]:
     """Reading the prompt and the whole search, over the columns of the mixture."""
     ids = dict(eot=50257, timestamp_begin=50364, no_timestamps=50363)
-    search = decode._Search(LARGE, model.whisper.dtype, LogitRules(**ids, timestamps=True), BEAMS, tokens, "beam")
+    search = decode.Search(LARGE, model.whisper.dtype, LogitRules(**ids, timestamps=True), BEAMS, tokens, "beam")
     params = jax.eval_shape(model.init, jax.random.key(0), base)
     prompt = jnp.array([[50258, 50259, 50359]] * b, jnp.int32)
 
     def run(params: Any, base: Any, latents: jax.Array, gates: jax.Array) -> jax.Array:
-        context = decode._Context(
+        context = decode.Context(
             base["decoder"], model.columns(params)["decoder"], model.scales(gates), None, None,
             jnp.ones(prompt.shape, bool), None, jnp.float32(0.0),
         )  # fmt: skip

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 import transformers
 
-from jaxmoe.model import llm, llm_decode, marian
+from jaxmoe.model import llm, llm_decode, lora, marian
 from jaxmoe.model.load import hf_llm
 from jaxmoe.model.load import marian as load_marian
 
@@ -60,6 +60,7 @@ def make_qwen2(folder: Path, sources: np.ndarray):
     theirs = transformers.Qwen2ForCausalLM(config).eval()
     theirs.save_pretrained(folder)
     dims, params = hf_llm.load(folder, stack=False)
+    lora.transpose_kernels(params)  # as the translator does on a CPU
     model, ids = llm.LanguageModel(dims, scan_layers=False), torch.tensor(sources)
     mask, limit = jnp.ones(sources.shape, bool), jnp.full(len(sources), NEW)
 

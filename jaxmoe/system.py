@@ -78,7 +78,7 @@ class Recogniser:
 
     def cross_mask(self, num_samples: np.ndarray, size: int) -> np.ndarray | None:
         """What is said of the latents of windows of `size` positions to the decoder's attention: a mask [B, S] as
-        whisper.masked takes it; None if nothing."""
+        attention.masked takes it; None if nothing."""
         total = self.model.dims.n_audio_ctx
         if self.exact or size >= total:
             return None

@@ -9,9 +9,9 @@ import sys
 import numpy as np
 import pytest
 
-from jaxmoe import weights
 from jaxmoe.data.embeddings import Embeddings
 from jaxmoe.launch import default_workdir
+from tests.model.checkpoints import real_weights
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,10 +25,7 @@ def launch(*arguments: str, check: bool = True) -> subprocess.CompletedProcess:
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    try:
-        weights.resolve("tiny.en", progress=False)
-    except weights.WeightsError as error:
-        pytest.skip(f"tiny.en is not at hand: {error}")
+    real_weights("tiny.en")
     folder = tmp_path_factory.mktemp("run") / "smoke"
     launch("--phase=all", "--config=configs/quickstart.py:smoke", f"--workdir={folder}")
     return folder

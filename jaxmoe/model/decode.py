@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.model.logit_rules import History, LogitRules, SpecialTokens
-from jaxmoe.model.step_decoder import CrossByHead, StepDecoder, by_head
-from jaxmoe.model.whisper import Cache, Decoder, ModelDimensions, Whisper
+from jaxmoe.model.logit_rules import LogitRules, SpecialTokens
+from jaxmoe.model.search import Context, Search, State, choose, extend
+from jaxmoe.model.step_decoder import StepDecoder, by_head
+from jaxmoe.model.whisper import Cache, Decoder, Whisper
 
 STAGES = (48, 112)  # texts longer than these tokens move to a longer cache; those that have ended leave the batch
 
@@ -80,60 +81,20 @@ class DecodingResult:
     nbest: list[list[Hypothesis]]
 
 
-class _Context(NamedTuple):
-    """What stays the same while a batch is decoded."""
-
-    params: Any  # the decoder's
-    lora: Any
-    scales: jax.Array | None  # [B, K]
-    cross: CrossByHead | None  # filled in by _start
-    cross_mask: jax.Array | None  # [B, S]
-    token_mask: jax.Array  # [B, P], False for padding on the left
-    keys: jax.Array | None  # [B], for sampling
-    temperature: jax.Array
-
-
-class _State(NamedTuple):
-    """The loop's state. Beams that ended are in `ended_*`, in the order in which they ended."""
-
-    step: jax.Array
-    logits: jax.Array  # [B, G, V], of the next token
-    cache: Cache  # [L, B, P + stage * G, D]
-    seen: jax.Array  # [B, G, P + stage * G], the slots that are a hypothesis's own past
-    tokens: jax.Array  # [B, G, T], filled up with eot
-    sum_logprob: jax.Array  # [B, G]
-    history: History
-    done: jax.Array  # [B, G], the hypothesis (greedy, sampling) or the row's search (beam) has ended
-    ended_tokens: jax.Array  # [B, 2 G, T]: up to G - 1 from earlier steps and G from the last
-    ended_logprob: jax.Array  # [B, 2 G], -inf where empty
-
-
-@dataclasses.dataclass(frozen=True)
-class _Search:
-    """The static side of a search."""
-
-    dims: ModelDimensions
-    dtype: Any
-    rules: LogitRules
-    group: int  # G
-    max_tokens: int  # T
-    kind: str  # "greedy", "sample", "beam"
-
-
-def _variables(context: _Context) -> dict[str, Any]:
+def _variables(context: Context) -> dict[str, Any]:
     return {"params": context.params} | ({"lora": context.lora} if context.lora else {})
 
 
 @functools.partial(jax.jit, static_argnames=("search", "sot_index", "no_speech"))
 def _start(
-    search: _Search,
-    context: _Context,
+    search: Search,
+    context: Context,
     latents: jax.Array,
     prompt: jax.Array,
     live: jax.Array,
     sot_index: int,
     no_speech: int,
-) -> tuple[_Context, _State, jax.Array]:
+) -> tuple[Context, State, jax.Array]:
     """Reads the latents [B, S, D] and the prompt [B, P]; rows where `live` [B] is False are padding."""
     b, p, g, t = *prompt.shape, search.group, search.max_tokens
     decoder, variables = Decoder(search.dims, search.dtype), _variables(context)
@@ -155,7 +116,7 @@ def _start(
     first_only = jnp.where(jnp.arange(g) == 0, 0.0, -jnp.inf)  # beams start from one hypothesis
     full = lambda x, dtype, *shape: jnp.full(shape, x, dtype)
     eot = search.rules.eot
-    state = _State(
+    state = State(
         step=jnp.zeros((), jnp.int32),
         logits=jnp.repeat(logits[:, -1:], g, axis=1),
         cache=cache,
@@ -171,7 +132,7 @@ def _start(
 
 
 def _next_logits(
-    search: _Search, context: _Context, state: _State, token: jax.Array
+    search: Search, context: Context, state: State, token: jax.Array
 ) -> tuple[jax.Array, Cache, jax.Array]:
     """Logits [B, G, V] after `token` [B, G], the cache with it, and what may be seen."""
     prompt = context.token_mask.shape[1]
@@ -186,86 +147,23 @@ def _next_logits(
     return logits, cache, seen
 
 
-def _choose(search: _Search, context: _Context, state: _State) -> tuple[jax.Array, _State]:
-    """Greedy and sampling: one token for every hypothesis; those that have ended repeat eot."""
-    logits = search.rules(state.logits, state.history, state.step)
-    scores = logits
-    if search.kind == "sample":
-        keys = jax.vmap(lambda key: jax.random.fold_in(key, state.step))(context.keys)
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[1:]))(keys)  # [B, G, V]
-        scores = logits / context.temperature + noise
-    token = jnp.where(state.done, search.rules.eot, jnp.argmax(scores, axis=-1))  # [B, G]
-    chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-    logprob = chosen - jax.nn.logsumexp(logits, axis=-1)
-    return token, state._replace(
-        sum_logprob=state.sum_logprob + jnp.where(state.done, 0.0, logprob),
-        tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, token, state.step, axis=2),
-        history=search.rules.advance(state.history, token),
-        done=state.done | (token == search.rules.eot),
-    )
-
-
-def _extend(search: _Search, context: _Context, state: _State) -> tuple[jax.Array, _State]:
-    """Beam search: the G best continuations of a row; those that end and are among its G best are put aside.
-
-    A row is done when G have ended (patience 1). Source: CTranslate2's BeamSearch::search, src/decoding.cc;
-    openai/whisper also lets those end that are worse than the G best but better than the last survivor.
-    """
-    g, eot = search.group, search.rules.eot
-    logits = search.rules(state.logits, state.history, state.step)  # [B, G, V]
-    base = state.sum_logprob - jax.nn.logsumexp(logits, axis=-1)  # [B, G]
-    ending = base + logits[..., eot]  # [B, G]
-    going = jnp.where((jnp.arange(logits.shape[-1]) == eot)[None, None], -jnp.inf, logits)
-    k = min(g, logits.shape[-1])
-    top, token = jax.lax.top_k(going, k)  # [B, G, k]; the normaliser does not change a beam's own order
-    scores = (top + base[..., None]).reshape(-1, g * k)
-    best, index = jax.lax.top_k(scores, g)  # [B, G]
-    source = index // k  # the beam that each one continues
-    token = jnp.take_along_axis(token.reshape(-1, g * k), index, axis=1)
-
-    better = [(x[:, None] > ending[:, :, None]).sum(2) for x in (best, ending)]  # than each that would end, [B, G]
-    ends = (better[0] + better[1] < g) & ~state.done
-    order = jnp.argsort(jnp.where(ends, -ending, jnp.inf), axis=1)
-    ends, ending = (jnp.take_along_axis(x, order, axis=1) for x in (ends, ending))
-    taken = jnp.isfinite(state.ended_logprob).sum(1, keepdims=True)  # [B, 1]
-    slot = jnp.where(ends, taken + jnp.arange(g)[None], 2 * g)  # 2 G: dropped
-    rows = jnp.arange(slot.shape[0])[:, None]
-    prefix = jnp.take_along_axis(state.tokens, order[..., None], axis=1)
-    ended_logprob = state.ended_logprob.at[rows, slot].set(ending, mode="drop")
-    ended_tokens = state.ended_tokens.at[rows, slot].set(prefix, mode="drop")
-    done = (jnp.isfinite(ended_logprob).sum(1, keepdims=True) >= g) | state.done
-
-    pick = lambda x: jnp.take_along_axis(x, source, axis=1)
-    tokens = jnp.take_along_axis(state.tokens, source[..., None], axis=1)
-    state = state._replace(
-        seen=jnp.take_along_axis(state.seen, source[..., None], axis=1),
-        tokens=jax.lax.dynamic_update_index_in_dim(tokens, token, state.step, axis=2),
-        sum_logprob=best,
-        history=search.rules.advance(History(*map(pick, state.history)), token),
-        done=done,
-        ended_tokens=ended_tokens,
-        ended_logprob=ended_logprob,
-    )
-    return token, state
-
-
 @functools.partial(jax.jit, static_argnames=("search", "stage"), donate_argnames="state")
-def _run(search: _Search, context: _Context, state: _State, stage: int) -> _State:
+def _run(search: Search, context: Context, state: State, stage: int) -> State:
     """Decodes until all rows are done or `stage` tokens are said."""
-    choose = _extend if search.kind == "beam" else _choose
+    step = extend if search.kind == "beam" else choose
 
-    def more(state: _State) -> jax.Array:
+    def more(state: State) -> jax.Array:
         return (state.step < stage) & ~state.done.all()
 
-    def body(state: _State) -> _State:
-        token, state = choose(search, context, state)
+    def body(state: State) -> State:
+        token, state = step(search, context, state)
         logits, cache, seen = _next_logits(search, context, state, token)
         return state._replace(step=state.step + 1, logits=logits, cache=cache, seen=seen)
 
     return jax.lax.while_loop(more, body, state)
 
 
-def _grow(state: _State, slots: int) -> _State:
+def _grow(state: State, slots: int) -> State:
     """The state with room for `slots` keys."""
     more = slots - state.seen.shape[2]
     pad = ((0, 0), (0, 0), (0, more), (0, 0))
@@ -279,7 +177,7 @@ def _score(hypothesis: Hypothesis, length_penalty: float | None) -> float:
     return hypothesis.sum_logprob / penalty
 
 
-def _take_rows(context: _Context, state: _State, keep: np.ndarray) -> tuple[_Context, _State]:
+def _take_rows(context: Context, state: State, keep: np.ndarray) -> tuple[Context, State]:
     """Both with the rows `keep` alone."""
     row: Any = lambda x: None if x is None else x[keep]
     layered = functools.partial(jax.tree.map, lambda x: x[:, keep])  # [L, B, ...]
@@ -291,11 +189,11 @@ def _take_rows(context: _Context, state: _State, keep: np.ndarray) -> tuple[_Con
         keys=row(context.keys),
     )
     fields = {name: jax.tree.map(row, x) for name, x in state._asdict().items() if name not in ("step", "cache")}
-    return context, _State(step=state.step, cache=layered(state.cache), **fields)
+    return context, State(step=state.step, cache=layered(state.cache), **fields)
 
 
 def _collect(
-    search: _Search, state: _State, rows: dict[int, int], length_penalty: float | None
+    search: Search, state: State, rows: dict[int, int], length_penalty: float | None
 ) -> dict[int, list[Hypothesis]]:
     """The hypotheses of rows, best first; unfinished beams fill up what has not ended.
 
@@ -361,7 +259,7 @@ def decode(
     if key is not None and key.ndim == 0:
         key = jax.random.split(key, rows)
     full = 1 << (rows - 1).bit_length()
-    context = _Context(
+    context = Context(
         params=base_params["decoder"],
         lora=(columns or {}).get("decoder"),
         scales=_pad_rows(scales, full),
@@ -414,7 +312,7 @@ def _prompt_rows(
     return ids, np.ones(ids.shape, bool) if token_mask is None else np.asarray(token_mask, bool)
 
 
-def _make_search(model: Whisper, tokenizer: SpecialTokens, options: DecodingOptions, prompt_length: int) -> _Search:
+def _make_search(model: Whisper, tokenizer: SpecialTokens, options: DecodingOptions, prompt_length: int) -> Search:
     room = model.dims.n_text_ctx - prompt_length
     if room < 1:
         raise ValueError(f"prompt of {prompt_length} tokens: expected less than {model.dims.n_text_ctx}.")
@@ -426,4 +324,4 @@ def _make_search(model: Whisper, tokenizer: SpecialTokens, options: DecodingOpti
     )
     kind = "sample" if options.temperature > 0 else "beam" if options.beam_size > 1 else "greedy"
     group = options.best_of if kind == "sample" else options.beam_size
-    return _Search(model.dims, model.dtype, rules, group, min(options.max_tokens, room), kind)
+    return Search(model.dims, model.dtype, rules, group, min(options.max_tokens, room), kind)

@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.model.whisper import Cache, Decoder, DecoderBlock, LayerNorm, masked
+from jaxmoe.model.attention import masked
+from jaxmoe.model.whisper import Cache, Decoder, DecoderBlock, LayerNorm
 
 
 class CrossByHead(NamedTuple):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import WhisperTokenizer
 
-from jaxmoe import weights
 from jaxmoe.data.text import EnglishNormalizer, Tokenizer
+from tests.model.checkpoints import real_weights
 
 TEXTS = [
     " And so, my fellow Americans: ask not what your country can do for you.",
@@ -20,10 +20,7 @@ TEXTS = [
 
 @pytest.fixture(scope="module", params=["tiny.en", "base"])
 def model(request) -> tuple[Path, Tokenizer]:
-    try:
-        folder = weights.resolve(request.param, progress=False)
-    except weights.WeightsError as error:
-        pytest.skip(f"no weights: {error}")
+    folder = real_weights(request.param)
     return folder, Tokenizer.from_folder(folder)
 
 
@@ -123,10 +120,7 @@ def large_v3(folder: Path) -> dict:
 
 
 def test_large_v3_has_a_hundred_languages(tmp_path):
-    try:
-        folder = weights.resolve("base", progress=False)
-    except weights.WeightsError as error:
-        pytest.skip(f"no weights: {error}")
+    folder = real_weights("base")
     (tmp_path / "tokenizer.json").write_text(json.dumps(large_v3(folder)), "utf-8")
     tokenizer = Tokenizer.from_folder(tmp_path)
     assert len(tokenizer.languages) == 100 and tokenizer.languages[-1] == "yue"

@@ -8,13 +8,13 @@ import pytest
 import soundfile
 
 from configs import quickstart
-from jaxmoe import weights
 from jaxmoe.data import prepared
 from jaxmoe.data.audio import N_SAMPLES, load_audio
 from jaxmoe.data.batches import BatchSource
 from jaxmoe.data.embeddings import Embeddings, load_windows
 from jaxmoe.phases import cluster, embed, prepare
 from jaxmoe.train.setup import load_backbone, load_utterances, note_utterances
+from tests.model.checkpoints import real_weights
 
 JFK = Path(__file__).parents[1] / "data/jfk.flac"
 TEXT = "And so my fellow Americans ask not what your country can do for you ask what you can do for your country"
@@ -23,10 +23,7 @@ TIMES = {"train": (3, 1), "validation": (3,), "evaluation": (3,)}  # of evaluati
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    try:
-        weights.resolve("tiny.en", progress=False)
-    except weights.WeightsError as error:
-        pytest.skip(f"tiny.en is not at hand: {error}")
+    real_weights("tiny.en")
     folder, lines = tmp_path_factory.mktemp("long"), ["path,text,speaker,split"]
     for split, times in TIMES.items():
         for n in times:
