@@ -49,7 +49,7 @@ def fit(
     """Clusters of points [N, d].
 
     Args:
-      num_clusters: of kmeans and spectral, which must be told.
+      num_clusters: of kmeans and spectral, which must be told; never as many as there are points.
       min_cluster_share, min_samples, selection: of HDBSCAN, which finds how many there are.
 
     Raises:
@@ -60,17 +60,18 @@ def fit(
         if clusterer.labels_.max() < 0:
             raise ValueError(
                 f"HDBSCAN found no cluster in {len(points)} units; lower config.cluster.min_cluster_share "
-                f"({min_cluster_share}) or raise config.data.pretrain_share."
+                f"({min_cluster_share}), raise config.data.pretrain_share, or take config.cluster.method=kmeans."
             )
         return Clusters(clusterer.labels_, _memberships(clusterer, None), points, clusterer)
     if method not in ("kmeans", "spectral"):
         raise ValueError(f"config.cluster.method={method!r}; expected one of {', '.join(METHODS)}.")
     from sklearn.cluster import KMeans, SpectralClustering
 
+    num_clusters, near = min(num_clusters, max(len(points) - 1, 1)), min(10, len(points))
     model = (
         KMeans(num_clusters, n_init=10, random_state=seed)
         if method == "kmeans"
-        else SpectralClustering(num_clusters, affinity="nearest_neighbors", n_neighbors=10, random_state=seed)
+        else SpectralClustering(num_clusters, affinity="nearest_neighbors", n_neighbors=near, random_state=seed)
     )
     labels = model.fit_predict(points)
     return Clusters(labels, np.eye(labels.max() + 1)[labels], points)

@@ -26,7 +26,7 @@ def density(points: np.ndarray, labels: np.ndarray) -> float:
     """DBCV (Moulavi et al. 2014), -1 to 1, of the clusters without noise; nan where it has no value."""
     import hdbscan
 
-    if labels.max() < 1:
+    if labels.max() < 1 or np.bincount(labels[labels >= 0]).min() < 3:  # two have no tree inside
         return float("nan")
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")

@@ -43,6 +43,14 @@ def test_rivals_find_the_blobs_too(blobs, method):
     np.testing.assert_array_equal(found.assign(points)[0], found.labels)
 
 
+@pytest.mark.parametrize("method", ["kmeans", "spectral"])
+def test_fewer_speakers_than_experts_are_clustered(method):
+    points = np.random.default_rng(0).standard_normal((6, 2))
+    found = methods.fit(method, points, **SIZES | {"num_clusters": 10})
+    assert sorted(set(found.labels)) == list(range(found.labels.max() + 1)) and found.soft.shape[0] == 6
+    assert np.isnan(quality.density(points, np.array([0, 0, 0, 0, 1, 1])))  # the library has no tree of two
+
+
 def test_unknown_methods_and_points_without_clusters_are_named(blobs):
     with pytest.raises(ValueError, match="method='dbscan'; expected one of hdbscan"):
         methods.fit("dbscan", blobs[0], **SIZES)
