@@ -82,7 +82,7 @@ def decode_step(model: MoEWhisper, base: Any, b: int, tokens: int) -> tuple[Any,
 
     def run(params: Any, base: Any, latents: jax.Array, gates: jax.Array) -> jax.Array:
         context = decode.Context(
-            base["decoder"], model.columns(params)["decoder"], model.scales(gates), None, None,
+            {"params": base["decoder"], "lora": model.columns(params)["decoder"]}, model.scales(gates), None, None,
             jnp.ones(prompt.shape, bool), None, jnp.float32(0.0),
         )  # fmt: skip
         live = jnp.ones(b, bool)

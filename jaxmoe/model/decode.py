@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxmoe.model.logit_rules import LogitRules, SpecialTokens
 from jaxmoe.model.search import Context, Search, State, choose, extend
-from jaxmoe.model.step_decoder import StepDecoder, by_head
+from jaxmoe.model.step_decoder import StepDecoder, apart, by_head, layers
 from jaxmoe.model.whisper import Cache, Decoder, Whisper
 
 STAGES = (48, 112)  # texts longer than these tokens move to a longer cache; those that have ended leave the batch
@@ -81,10 +81,6 @@ class DecodingResult:
     nbest: list[list[Hypothesis]]
 
 
-def _variables(context: Context) -> dict[str, Any]:
-    return {"params": context.params} | ({"lora": context.lora} if context.lora else {})
-
-
 @functools.partial(jax.jit, static_argnames=("search", "sot_index", "no_speech"))
 def _start(
     search: Search,
@@ -97,7 +93,7 @@ def _start(
 ) -> tuple[Context, State, jax.Array]:
     """Reads the latents [B, S, D] and the prompt [B, P]; rows where `live` [B] is False are padding."""
     b, p, g, t = *prompt.shape, search.group, search.max_tokens
-    decoder, variables = Decoder(search.dims, search.dtype), _variables(context)
+    decoder, variables = Decoder(search.dims, search.dtype), context.variables
     cross = decoder.apply(variables, latents, context.scales, method="cross_kv")
     read = functools.partial(decoder.apply, variables, cross=cross, scales=context.scales,
                              cross_mask=context.cross_mask, token_mask=context.token_mask)  # fmt: skip
@@ -105,13 +101,12 @@ def _start(
     if sot_index:  # an earlier text: nobody reads its logits, and XLA leaves them out
         cache = read(prompt[:, :sot_index], cache=cache)[1]
     logits, cache = read(prompt[:, sot_index:], cache=cache, position=sot_index)
-    context = context._replace(cross=by_head(cross, search.dims.n_text_head))
     first = logits
-    if context.lora:
-        bare = {"params": context.params}
-        cross = decoder.apply(bare, latents, method="cross_kv")
+    if "lora" in variables:
+        bare = {"params": variables["params"]}
+        unadapted = decoder.apply(bare, latents, method="cross_kv")
         start = prompt[:, sot_index : sot_index + 1]
-        first, _ = decoder.apply(bare, start, cross, cross_mask=context.cross_mask)
+        first, _ = decoder.apply(bare, start, unadapted, cross_mask=context.cross_mask)
     no_speech_prob = jax.nn.softmax(first[:, 0], axis=-1)[:, no_speech]  # [B]
     first_only = jnp.where(jnp.arange(g) == 0, 0.0, -jnp.inf)  # beams start from one hypothesis
     full = lambda x, dtype, *shape: jnp.full(shape, x, dtype)
@@ -119,7 +114,7 @@ def _start(
     state = State(
         step=jnp.zeros((), jnp.int32),
         logits=jnp.repeat(logits[:, -1:], g, axis=1),
-        cache=cache,
+        cache=layers(cache),
         seen=jnp.repeat(context.token_mask[:, None], g, axis=1),
         tokens=full(eot, jnp.int32, b, g, t),
         sum_logprob=jnp.tile(first_only[None], (b, 1)) if search.kind == "beam" else jnp.zeros((b, g)),
@@ -128,19 +123,20 @@ def _start(
         ended_tokens=full(eot, jnp.int32, b, 2 * g, t),
         ended_logprob=full(-jnp.inf, jnp.float32, b, 2 * g),
     )
+    context = context._replace(variables=apart(variables), cross=by_head(cross, search.dims.n_text_head))
     return context, state, no_speech_prob
 
 
 def _next_logits(
     search: Search, context: Context, state: State, token: jax.Array
-) -> tuple[jax.Array, Cache, jax.Array]:
+) -> tuple[jax.Array, tuple[Cache, ...], jax.Array]:
     """Logits [B, G, V] after `token` [B, G], the cache with it, and what may be seen."""
     prompt = context.token_mask.shape[1]
     slot = prompt + state.step * search.group
     own = slot + jnp.arange(search.group)[None, :, None]
     seen = state.seen | (jnp.arange(state.seen.shape[2])[None, None] == own)
     logits, cache = StepDecoder(search.dims, search.dtype).apply(
-        _variables(context), token, context.cross, state.cache, slot=slot,
+        context.variables, token, context.cross, state.cache, slot=slot,
         position=context.token_mask.sum(1) + state.step, seen=seen,
         scales=context.scales, cross_mask=context.cross_mask,
     )  # fmt: skip
@@ -166,9 +162,8 @@ def _run(search: Search, context: Context, state: State, stage: int) -> State:
 def _grow(state: State, slots: int) -> State:
     """The state with room for `slots` keys."""
     more = slots - state.seen.shape[2]
-    pad = ((0, 0), (0, 0), (0, more), (0, 0))
-    cache = {name: jnp.pad(x, pad) for name, x in state.cache.items()}
-    return state._replace(cache=cache, seen=jnp.pad(state.seen, pad[:3]))
+    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, more), (0, 0))), state.cache)
+    return state._replace(cache=cache, seen=jnp.pad(state.seen, ((0, 0), (0, 0), (0, more))))
 
 
 def _score(hypothesis: Hypothesis, length_penalty: float | None) -> float:
@@ -179,17 +174,9 @@ def _score(hypothesis: Hypothesis, length_penalty: float | None) -> float:
 
 def _take_rows(context: Context, state: State, keep: np.ndarray) -> tuple[Context, State]:
     """Both with the rows `keep` alone."""
-    row: Any = lambda x: None if x is None else x[keep]
-    layered = functools.partial(jax.tree.map, lambda x: x[:, keep])  # [L, B, ...]
-    context = context._replace(
-        scales=row(context.scales),
-        cross=layered(context.cross),
-        cross_mask=row(context.cross_mask),
-        token_mask=row(context.token_mask),
-        keys=row(context.keys),
-    )
-    fields = {name: jax.tree.map(row, x) for name, x in state._asdict().items() if name not in ("step", "cache")}
-    return context, State(step=state.step, cache=layered(state.cache), **fields)
+    take = lambda x, names: {name: jax.tree.map(lambda y: y[keep], getattr(x, name)) for name in names}
+    context = context._replace(**take(context, ("scales", "cross", "cross_mask", "token_mask", "keys")))
+    return context, state._replace(**take(state, set(State._fields) - {"step"}))
 
 
 def _collect(
@@ -260,8 +247,7 @@ def decode(
         key = jax.random.split(key, rows)
     full = 1 << (rows - 1).bit_length()
     context = Context(
-        params=base_params["decoder"],
-        lora=(columns or {}).get("decoder"),
+        variables={"params": base_params["decoder"]} | ({"lora": columns["decoder"]} if columns else {}),
         scales=_pad_rows(scales, full),
         cross=None,
         cross_mask=_pad_rows(cross_mask, full),

@@ -17,10 +17,9 @@ from jaxmoe.model.whisper import Cache, ModelDimensions
 class Context(NamedTuple):
     """What stays the same while a batch is decoded."""
 
-    params: Any  # the decoder's
-    lora: Any
+    variables: dict[str, Any]  # the decoder's "params" and "lora"; after _start as StepDecoder takes them
     scales: jax.Array | None  # [B, K]
-    cross: CrossByHead | None  # filled in by _start
+    cross: tuple[CrossByHead, ...] | None  # of each layer; filled in by _start
     cross_mask: jax.Array | None  # [B, S]
     token_mask: jax.Array  # [B, P], False for padding on the left
     keys: jax.Array | None  # [B], for sampling
@@ -32,7 +31,7 @@ class State(NamedTuple):
 
     step: jax.Array
     logits: jax.Array  # [B, G, V], of the next token
-    cache: Cache  # [L, B, P + stage * G, D]
+    cache: tuple[Cache, ...]  # of each layer, [B, P + stage * G, D]
     seen: jax.Array  # [B, G, P + stage * G], the slots that are a hypothesis's own past
     tokens: jax.Array  # [B, G, T], filled up with eot
     sum_logprob: jax.Array  # [B, G]

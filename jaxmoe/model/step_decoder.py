@@ -3,32 +3,49 @@
 The G hypotheses of a row stand on the query axis of one pass. They share the row's cross-attention keys, laid out by
 head once, and one self-attention cache whose slots are written once and never moved: a mask [B, G, slots] says which
 slots are a hypothesis's own past, so a beam that changes its parent moves booleans instead of keys.
-Parameters are those of model/whisper.py's Decoder, unchanged.
+Parameters are those of model/whisper.py's Decoder with its layers apart (`apart`): a step that takes a layer's weights
+and keys out of stacked arrays copies them, which on a CPU is a third of its time.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.model import lora
 from jaxmoe.model.attention import masked
-from jaxmoe.model.whisper import Cache, Decoder, DecoderBlock, LayerNorm
+from jaxmoe.model.whisper import Cache, DecoderBlock, LayerNorm, ModelDimensions
 
 
 class CrossByHead(NamedTuple):
-    """Cross-attention's keys and values as its matrix products read them; K' is the width of a head."""
+    """A layer's keys and values of cross-attention as its matrix products read them; K' is the width of a head."""
 
-    k: jax.Array  # [L, B, H, K', S]
-    v: jax.Array  # [L, B, H, S, K']
+    k: jax.Array  # [B, H, K', S]
+    v: jax.Array  # [B, H, S, K']
 
 
-def by_head(cross: tuple[jax.Array, jax.Array], n_head: int) -> CrossByHead:
-    """Keys and values [L, B, S, D] of Decoder.cross_kv, split into heads."""
+def by_head(cross: tuple[jax.Array, jax.Array], n_head: int) -> tuple[CrossByHead, ...]:
+    """Keys and values [L, B, S, D] of Decoder.cross_kv, one pair a layer, split into heads."""
     # Otherwise each step of each layer transposes them: twice the time of a greedy step of tiny.en, batch 8, on a CPU.
     k, v = (x.reshape(*x.shape[:3], n_head, -1) for x in cross)
-    return CrossByHead(k.transpose(0, 1, 3, 4, 2), v.transpose(0, 1, 3, 2, 4))
+    return tuple(map(CrossByHead, k.transpose(0, 1, 3, 4, 2), v.transpose(0, 1, 3, 2, 4)))
+
+
+def layers(stacked: Any) -> tuple[Any, ...]:
+    """A tree of arrays [L, ...] as L trees."""
+    return tuple(jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(len(jax.tree.leaves(stacked)[0])))
+
+
+def apart(variables: dict[str, Any]) -> dict[str, Any]:
+    """A Decoder's variables {"params", "lora"} as StepDecoder takes them: `blocks_<i>`, frozen kernels transposed."""
+    found = {}
+    for name, tree in variables.items():
+        blocks = {f"blocks_{i}": block for i, block in enumerate(layers(tree["blocks"]))}
+        found[name] = {k: v for k, v in tree.items() if k != "blocks"} | blocks
+    lora.transpose_kernels(found["params"])
+    return found
 
 
 class StepBlock(DecoderBlock):
@@ -62,47 +79,44 @@ class StepBlock(DecoderBlock):
         return self.cross_attn.out(y, scales)
 
 
-class StepDecoder(Decoder):
-    """Decoder for one token of each hypothesis; apply it with a Decoder's parameters."""
+class StepDecoder(nn.Module):
+    """The decoder for one token of each hypothesis; apply it with what `apart` makes of a Decoder's variables."""
 
-    def setup(self) -> None:
-        d = self.dims
-        self.token_embedding = nn.Embed(d.n_vocab, d.n_text_state, dtype=self.dtype)
-        self.positional_embedding = self.param(
-            "positional_embedding", nn.initializers.normal(0.01), (d.n_text_ctx, d.n_text_state)
-        )
-        self.blocks = nn.scan(
-            StepBlock,
-            variable_axes={"params": 0, "lora": 0},
-            split_rngs={"params": True},
-            in_axes=(0, 0, *(nn.broadcast,) * 4),
-            length=d.n_text_layer,
-        )(d, self.dtype)
-        self.ln = LayerNorm(self.dtype)
+    dims: ModelDimensions
+    dtype: Any = jnp.float32
 
-    def __call__(  # type: ignore[override]
+    @nn.compact
+    def __call__(
         self,
         tokens: jax.Array,
-        cross: CrossByHead,
-        cache: Cache,
+        cross: tuple[CrossByHead, ...],
+        cache: tuple[Cache, ...],
         *,
         slot: jax.Array,
         position: jax.Array,
         seen: jax.Array,
         scales: jax.Array | None = None,
         cross_mask: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache]:
+    ) -> tuple[jax.Array, tuple[Cache, ...]]:
         """Logits [B, G, V] after tokens [B, G].
 
         Args:
-          cache: [L, B, slots, D]; these tokens' keys are written to `slot` .. `slot` + G - 1.
+          cross, cache: of each layer; the cache's are [B, slots, D], and these tokens' keys are written to `slot` ..
+            `slot` + G - 1.
           position: [B], where each row's tokens stand.
           seen: [B, G, slots], True where a hypothesis may look, its own new slot included.
           cross_mask: [B, S], True where latents may be attended to.
         """
-        x = self.token_embedding(tokens)  # [B, G, D]
-        x = x + self.positional_embedding[position][:, None].astype(self.dtype)
+        d, init = self.dims, nn.initializers.normal(0.01)
+        places = self.param("positional_embedding", init, (d.n_text_ctx, d.n_text_state))
+        embed = nn.Embed(d.n_vocab, d.n_text_state, dtype=self.dtype, name="token_embedding")
+        x = embed(tokens) + places[position][:, None].astype(self.dtype)  # [B, G, D]
         if cross_mask is not None:
             cross_mask = cross_mask[:, None, None, :]
-        x, cache = self.blocks(x, cross, cache, slot, seen[:, None], cross_mask, scales)
-        return self.token_embedding.attend(self.ln(x)).astype(jnp.float32), cache
+        caches = []
+        for i, (kv, own) in enumerate(zip(cross, cache, strict=True)):
+            block = StepBlock(d, self.dtype, name=f"blocks_{i}")
+            x, own = block(x, kv, own, slot, seen[:, None], cross_mask, scales)
+            caches.append(own)
+        x = LayerNorm(self.dtype, name="ln")(x)
+        return lora.by_rows(x, embed.embedding.astype(self.dtype)).astype(jnp.float32), tuple(caches)
