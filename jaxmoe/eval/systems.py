@@ -41,19 +41,15 @@ class Part:
       reads: the folders of WORKDIR whose phases must be done; their fingerprints are part of the system's.
       groups: the groups or fields of the configuration that change the output ("evaluate.beam_size").
       title: of a translator that is not at hand, for people.
-      missing: why this version has none, where it has none.
     """
 
-    make: str = ""
+    make: str
     reads: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     title: str = ""
-    missing: str = ""
 
     def function(self) -> Callable[..., Any]:
-        """The function itself. Raises: NotRun where this version has none."""
-        if self.missing:
-            raise NotRun(self.missing)
+        """The function itself."""
         return pkgutil.resolve_name(self.make)
 
 
