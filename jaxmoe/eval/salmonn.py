@@ -40,7 +40,7 @@ def _open(config: ConfigDict) -> Opened:
     if not config.salmonn.llm:
         raise NotRun("config.salmonn.llm names no language model")
     try:
-        return open_salmonn(config)
+        return open_salmonn(config, scan=jax.default_backend() != "cpu")
     except WeightsError as error:
         raise NotRun(f"weights of config.salmonn are not at hand: {error}") from error
 

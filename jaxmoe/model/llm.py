@@ -220,19 +220,20 @@ class LanguageModel(nn.Module):
 
     scan_layers compiles one layer instead of L. On a CPU it costs a copy of every layer's weights each call, since a
     slice of the stack is read into a buffer before its GEMM: 67 against 28 ms for 12 kernels of 1536 x 8960 at 16 rows.
-    Training and accelerators scan; CPU inference does not.
+    Training and accelerators scan; CPU inference does not. remat: a scanned layer is computed again for its gradient.
     """
 
     dims: LanguageModelDimensions
     scan_layers: bool = True
     dtype: Any = jnp.float32
+    remat: bool = True
 
     def setup(self) -> None:
         d = self.dims
         self.token_embedding = nn.Embed(d.n_vocab, d.n_state, dtype=self.dtype)
         if self.scan_layers:
             self.blocks = nn.scan(
-                nn.remat(Block, prevent_cse=False),  # a scan keeps its iterations apart already
+                nn.remat(Block, prevent_cse=False) if self.remat else Block,  # a scan keeps its iterations apart
                 variable_axes={"params": 0, "lora": 0},
                 split_rngs={"params": True},
                 in_axes=(0, *(nn.broadcast,) * 3, 0, 0),

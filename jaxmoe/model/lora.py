@@ -11,6 +11,7 @@ is then one pair of GEMMs whatever E is; a one-hot row of gates is one expert, a
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 import json
 import os
 from pathlib import Path
@@ -59,30 +60,26 @@ class LoRADense(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)
-        for a, b, by in self._columns(scales):
-            h = jnp.matmul(x, a) * by[:, None]  # [B, T, K]
-            y = y + jnp.matmul(h, b)
-        return y
+        low_rank = lambda x, a, b, by: jnp.matmul(jnp.matmul(x, a) * by[:, None], b)  # [B, T, K], then [B, T, F]
+        return self._adapted(y, low_rank, x, scales)
 
-    def _columns(self, scales: jax.Array | Chosen | None) -> list[tuple[jax.Array, jax.Array, jax.Array]]:
-        """(A [D, K] or [B, D, K], B [K, F] or [B, K, F], scales [B, K]) of what is added to the base map.
+    def _adapted(
+        self, y: jax.Array, low_rank: Callable[..., jax.Array], x: jax.Array, scales: jax.Array | Chosen | None
+    ) -> jax.Array:
+        """y plus low_rank(x, A [D, K] or [B, D, K], B [K, F] or [B, K, F], scales [B, K]) of the columns there are.
 
         Chosen experts are picked by a product with one-hot rows, whose gradient is one too: a CPU's scatter is slower.
+        The backward pass picks them again, which is less work than to keep the matrices of every utterance.
         """
         read = lambda name: self.get_variable("lora", name).astype(self.dtype)
-        found: list[tuple[jax.Array, jax.Array, jax.Array]] = []
-        if scales is None:
-            return found
-        if self.has_variable("lora", "a"):
+        if scales is not None and self.has_variable("lora", "a"):
             by = scales.shared if isinstance(scales, Chosen) else scales
-            found.append((read("a"), read("b"), by.astype(self.dtype)))
+            y = y + low_rank(x, read("a"), read("b"), by.astype(self.dtype))
         if isinstance(scales, Chosen) and self.has_variable("lora", "experts_a"):
-            pick = scales.pick.astype(self.dtype)
-            a = jnp.einsum("bke,edr->bdkr", pick, read("experts_a"))
-            b = jnp.einsum("bke,erf->bkrf", pick, read("experts_b"))
-            routed = scales.routed.astype(self.dtype)
-            found.append((a.reshape(*a.shape[:2], -1), b.reshape(len(b), -1, b.shape[-1]), routed))
-        return found
+            routed = jax.checkpoint(functools.partial(_with_chosen, low_rank), prevent_cse=False)
+            pick, by = scales.pick.astype(self.dtype), scales.routed.astype(self.dtype)
+            y = y + routed(x, read("experts_a"), read("experts_b"), pick, by)
+        return y
 
     def read_by_head(self, q: jax.Array, scales: jax.Array | Chosen | None) -> jax.Array:
         """What a head's query reads of the *input* of this map: q . y(x) = read_by_head(q) . x, without a bias.
@@ -92,11 +89,13 @@ class LoRADense(nn.Module):
         by_head = lambda w: w.reshape(*w.shape[:-1], *q.shape[2:])
         kernel = self.get_variable("params", "kernel").astype(self.dtype)
         out = jnp.einsum("bthf,dhf->bthd", q, by_head(kernel))
-        for a, b, by in self._columns(scales):
+
+        def low_rank(q: jax.Array, a: jax.Array, b: jax.Array, by: jax.Array) -> jax.Array:
             each = "b" * (a.ndim - 2)  # whether every utterance has columns of its own
             h = jnp.einsum(f"bthf,{each}khf->bthk", q, by_head(b)) * by[:, None, None]
-            out = out + jnp.einsum(f"bthk,{each}dk->bthd", h, a)
-        return out
+            return jnp.einsum(f"bthk,{each}dk->bthd", h, a)
+
+        return self._adapted(out, low_rank, q, scales)
 
     def write_by_head(self, x: jax.Array, scales: jax.Array | Chosen | None) -> jax.Array:
         """The part of y(x) that belongs to each head, for inputs of each head: x [B, T, H, D] -> [B, T, H, F / H]."""
@@ -105,11 +104,27 @@ class LoRADense(nn.Module):
         out = jnp.einsum("bthd,dhf->bthf", x, by_head(kernel))
         if self.use_bias:
             out = out + by_head(self.get_variable("params", "bias").astype(self.dtype))[None, None]
-        for a, b, by in self._columns(scales):
+
+        def low_rank(x: jax.Array, a: jax.Array, b: jax.Array, by: jax.Array) -> jax.Array:
             each = "b" * (a.ndim - 2)
             h = jnp.einsum(f"bthd,{each}dk->bthk", x, a) * by[:, None, None]
-            out = out + jnp.einsum(f"bthk,{each}khf->bthf", h, by_head(b))
-        return out
+            return jnp.einsum(f"bthk,{each}khf->bthf", h, by_head(b))
+
+        return self._adapted(out, low_rank, x, scales)
+
+
+def _with_chosen(
+    low_rank: Callable[..., jax.Array],
+    x: jax.Array,
+    experts_a: jax.Array,
+    experts_b: jax.Array,
+    pick: jax.Array,
+    by: jax.Array,
+) -> jax.Array:
+    """low_rank(x, A [B, D, k R], B [B, k R, F], by) with each utterance's experts side by side."""
+    a = jnp.einsum("bke,edr->bdkr", pick, experts_a)
+    b = jnp.einsum("bke,erf->bkrf", pick, experts_b)
+    return low_rank(x, a.reshape(*a.shape[:2], -1), b.reshape(len(b), -1, b.shape[-1]), by)
 
 
 def by_rows(x: jax.Array, w: jax.Array) -> jax.Array:

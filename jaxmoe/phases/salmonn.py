@@ -56,7 +56,7 @@ def validation(opened: Opened, source: PromptedSource) -> Callable[[Any], dict[s
 
 
 def run(config: ConfigDict, workdir: Path) -> None:
-    c, opened = config.salmonn, open_salmonn(config)
+    c, opened = config.salmonn, open_salmonn(config, scan=True)
     make = lambda found, **more: PromptedSource(found, opened.wrapping, batch_size=c.batch_size, **more)
     held_out = utterances(config, workdir, opened, "validation")
     spoken = utterances(config, workdir, opened, "train")

@@ -44,8 +44,10 @@ class Opened:
     wrapping: Wrapping
 
 
-def open_salmonn(config: ConfigDict) -> Opened:
+def open_salmonn(config: ConfigDict, *, scan: bool) -> Opened:
     """The frozen models and the connector that config.salmonn describes: of a release, or random by the seed.
+
+    scan: one program for all of the language model's layers; see LanguageModel.
 
     Raises:
       WeightsError: weights are not at hand.
@@ -53,12 +55,10 @@ def open_salmonn(config: ConfigDict) -> Opened:
     """
     c, dtype = config.salmonn, jnp.dtype(resolve_dtype(config.model.dtype))
     mesh = sharding.make_mesh(**config.mesh)
-    scan = jax.default_backend() != "cpu"  # a scan copies each layer's weights, which costs a CPU dear
     dims, whisper, _ = load_whisper(config.model.backbone)
     place = functools.partial(_place, mesh=mesh, dtype=dtype)
     base = place({"whisper": whisper["encoder"]})
-    llm_dims, llm, tokenizer = load_language_model(weights.resolve(c.llm), mesh, dtype, stack=scan)
-    base["llm"] = llm
+    llm_dims, base["llm"], tokenizer = load_language_model(weights.resolve(c.llm), mesh, dtype, stack=scan)
     beats = None
     if c.beats:
         beats_dims, tensors = load.read_beats(weights.resolve(c.beats))
@@ -73,7 +73,8 @@ def open_salmonn(config: ConfigDict) -> Opened:
         round(c.stride_s * POSITIONS_PER_SECOND),
         c.dropout,
     )
-    model = Salmonn(Encoder(dims, dtype), beats, connector, LanguageModel(llm_dims, scan, dtype), c.rank, c.alpha)
+    llm = LanguageModel(llm_dims, scan, dtype, config.model.remat)
+    model = Salmonn(Encoder(dims, dtype), beats, connector, llm, c.rank, c.alpha)
     params = jax.jit(model.init)(jax.random.key(config.seed))
     if c.weights:
         params = released(weights.resolve(c.weights), model)
