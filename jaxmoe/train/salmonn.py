@@ -102,11 +102,12 @@ def released(path: Path, model: Salmonn) -> Params:
 
 def make_wrapping(tokenizer: "Tokenizer", template: str, end: str) -> Wrapping:
     """Raises ValueError where the tokenizer lacks the token that ends an answer."""
-    stop, begin = tokenizer.token_to_id(end), tokenizer.token_to_id("<s>")
+    stop = tokenizer.token_to_id(end)
+    begin = [tokenizer.token_to_id(name) for name in ("<s>", "<bos>")]  # Llama's, Gemma's
     if stop is None:
         raise ValueError(f"config.salmonn.end={end!r} is not a token of the language model; </s> for Llama's.")
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
-    return Wrapping(encode, template, () if begin is None else (begin,), stop)
+    return Wrapping(encode, template, tuple(token for token in begin if token is not None), stop)
 
 
 def utterances(config: ConfigDict, workdir: Path, opened: Opened, split: str, limit: int = 300) -> list[Spoken]:
