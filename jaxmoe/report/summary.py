@@ -105,8 +105,8 @@ def _group_sentences(focus: dict[str, Any]) -> list[str]:
         return []
     worst, best = next(iter(groups)), list(groups)[-1]
     return [
-        f"It is hardest for {label(worst)} (WER {groups[worst]['wer']:.1f}, {groups[worst]['speakers']} speakers) and"
-        f" easiest for {label(best)} (WER {groups[best]['wer']:.1f}, {groups[best]['speakers']} speakers)."
+        f"It is hardest for {label(worst)} (WER {groups[worst]['wer']:.1f}, {_speakers(groups[worst])}) and"
+        f" easiest for {label(best)} (WER {groups[best]['wer']:.1f}, {_speakers(groups[best])})."
     ]
 
 
@@ -175,4 +175,9 @@ def _group_cost(group: dict[str, Any], found: dict[str, Any], target: float) -> 
         "open": f"too few to say whether the target of at most {target} points more is met",
     }[found["target"]]
     cost = change(found["difference"], "errors per 100 words")
-    return f"For {who} ({group['speakers']} speakers), the change by adaptation is {cost}; {verdict}."
+    return f"For {who} ({_speakers(group)}), the change by adaptation is {cost}; {verdict}."
+
+
+def _speakers(group: dict[str, Any]) -> str:
+    n = group["speakers"]
+    return f"{n} speaker" if n == 1 else f"{n} speakers"
