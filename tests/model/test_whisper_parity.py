@@ -110,7 +110,6 @@ def test_real_model_and_its_export(name, tmp_path):
     tokens = np.array([[*tokenizer.sot_sequence(), *tokenizer.encode(" And so my fellow Americans, ask not")]])
     ours = run_ours(dims, params, mel, tokens)
     theirs = run_theirs(model, mel, tokens)
-    np.testing.assert_allclose(ours[2], theirs[2], atol=TOLERANCE)
 
     language = {"language": "en"} if tokenizer.is_multilingual else {}
     generated = model.generate(torch.tensor(mel), **language)[0].tolist()
@@ -130,6 +129,8 @@ def test_real_model_and_its_export(name, tmp_path):
     np.testing.assert_allclose(ours64[2], exact[2], atol=1e-9)
     allowed = max(TOLERANCE, 2 * np.abs(theirs[0] - exact[0]).max())
     np.testing.assert_allclose(ours[0], exact[0], atol=allowed)
+    # Two float32 results, each within 1e-4 of the exact one, can be farther apart than that on some processors.
+    np.testing.assert_allclose(ours[2], exact[2], atol=TOLERANCE)
     np.testing.assert_allclose(ours[1][:, -1], theirs[1][:, -1], atol=TOLERANCE)
 
 
