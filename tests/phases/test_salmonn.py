@@ -10,7 +10,7 @@ import pytest
 from configs import quickstart
 from jaxmoe.data import lineage, prepared
 from jaxmoe.eval import salmonn as rows
-from jaxmoe.eval.systems import Clip, NotRun, Part
+from jaxmoe.eval.systems import SALMONN, TUNED_SALMONN, Clip, NotRun
 from jaxmoe.model.load.tree import LoadError
 from jaxmoe.phases import salmonn
 from jaxmoe.train.salmonn import open_salmonn
@@ -75,8 +75,8 @@ def test_training_and_both_rows(run):
     assert lineage.trained_on(workdir, "train-speaker") == [workdir / "salmonn"]
     assert not lineage.trained_on(workdir, "evaluation-speaker")
     found = clips(workdir)
-    before = [r for b in rows.zero_shot(config, workdir, Part(), found) for r in b]
-    after = [r for b in rows.tuned(config, workdir, Part(reads=("salmonn",)), found) for r in b]
+    before = [r for b in rows.zero_shot(config, workdir, SALMONN, found) for r in b]
+    after = [r for b in rows.tuned(config, workdir, TUNED_SALMONN, found) for r in b]
     assert {r["id"] for r in before} == {r["id"] for r in after} == {c.id for c in found}
     assert all(isinstance(r["translation"], str) and r["hypothesis"] == "" for r in after)
 
@@ -100,4 +100,4 @@ def test_a_release_is_read_and_its_names_are_strict(run, tmp_path):
 def test_without_a_language_model_the_rows_say_so(run):
     config = quickstart.get_config("smoke")
     with pytest.raises(NotRun, match=r"config\.salmonn\.llm"):
-        next(rows.zero_shot(config, run[1], Part(), []))
+        next(rows.zero_shot(config, run[1], SALMONN, []))
