@@ -103,11 +103,11 @@ def released(path: Path, model: Salmonn) -> Params:
 def make_wrapping(tokenizer: "Tokenizer", template: str, end: str) -> Wrapping:
     """Raises ValueError where the tokenizer lacks the token that ends an answer."""
     stop = tokenizer.token_to_id(end)
-    begin = [tokenizer.token_to_id(name) for name in ("<s>", "<bos>")]  # Llama's, Gemma's
+    begin = [tokenizer.token_to_id(name) for name in ("<bos>", "<s>")]  # Gemma has both, <s> for struck text
     if stop is None:
         raise ValueError(f"config.salmonn.end={end!r} is not a token of the language model; </s> for Llama's.")
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
-    return Wrapping(encode, template, tuple(token for token in begin if token is not None), stop)
+    return Wrapping(encode, template, tuple(token for token in begin if token is not None)[:1], stop)
 
 
 def utterances(config: ConfigDict, workdir: Path, opened: Opened, split: str, limit: int = 300) -> list[Spoken]:

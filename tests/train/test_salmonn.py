@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from jaxmoe import sharding
 from jaxmoe.data.batches import iterate
@@ -15,6 +17,7 @@ from jaxmoe.model.whisper import Encoder
 from jaxmoe.phases.salmonn import make_step
 from jaxmoe.train import loop, optimizer
 from jaxmoe.train import state as states
+from jaxmoe.train.salmonn import make_wrapping
 from tests import tiny
 
 LLM = LanguageModelDimensions(260, 2, 32, 2, 1, 16, 64, 10_000.0, 1e-6, True, True)
@@ -37,6 +40,16 @@ def setting():
         targets = {k: v for k, v in targets.items() if k == "asr" or i > 1}
         utterances.append(Spoken(lambda x=latents: x, None, len(latents), targets))
     return model, base, utterances
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "begin"), [(("<s>", "</s>"), (0,)), (("<s>", "<bos>", "</s>"), (1,)), (("</s>",), ())]
+)
+def test_a_text_begins_with_the_one_token_that_begins_texts(vocabulary, begin):
+    tokenizer = Tokenizer(WordLevel({name: i for i, name in enumerate(vocabulary)}, unk_token="</s>"))
+    assert make_wrapping(tokenizer, "{}", "</s>").begin == begin
+    with pytest.raises(ValueError, match=r"config\.salmonn\.end='<eos>'"):
+        make_wrapping(tokenizer, "{}", "<eos>")
 
 
 def source_of(utterances, steps=8, share=0.5):
