@@ -21,7 +21,7 @@ demo: $(VENV)/base  ## the main job on the demo corpus: recogniser, German, repo
 test: $(VENV)/dev  ## lint, types and all tests
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check --fix .

@@ -123,6 +123,8 @@ def get_config() -> ConfigDict:
         beam_size=5,
         batch_size=32,
         systems=("whisper-v2", "whisper-v3", "lora", "moe", "mt"),
+        comet="",
+        semscore="",
     )
     c.stress = dict(
         systems=("whisper-v2", "lora", "moe"),

@@ -156,6 +156,8 @@ def get_config(variant: str = "full") -> ConfigDict:
             *("whisper-v2", "whisper-v3", "lora", "moe", "moe-custom-mt", "moe-risk", "moe-distilled"),
             *("salmonn", "salmonn-tuned", "mt", "mt-custom", "mt-local-tuned"),
         ),
+        comet="",  # unbabel-comet's program: "/opt/comet/bin/comet-score --gpus 0 --model Unbabel/wmt22-comet-da"
+        semscore="",  # a model of sentence-transformers: "paraphrase-multilingual-mpnet-base-v2"
     )
     c.stress = dict(
         systems=("whisper-v2", "lora", "moe"),  # () leaves the phase out

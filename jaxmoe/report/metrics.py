@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxmoe.eval import bleu, wer
+from jaxmoe.eval import bleu, semantic, wer
 from jaxmoe.eval.bootstrap import holm, paired, speaker_index, speaker_sums
 from jaxmoe.eval.matched_pairs import matched_pairs
 from jaxmoe.report.errors import bins, lost_sounds, most_confused
 from jaxmoe.report.faults import refuse_leaks, warnings
 from jaxmoe.report.read import SystemRun, Utterances, read_evaluation, read_json, read_jsonl
 from jaxmoe.report.routing import leading_expert, routing
-from jaxmoe.report.scores import Scores, score_systems
+from jaxmoe.report.scores import METRICS, Scores, score_systems
 from jaxmoe.report.stress import SMALL_GROUP, stress
 
 # Second comparisons beside those with the baseline: what an addition brings over what it was added to.
@@ -74,7 +74,7 @@ def build(
             "focus": focus,
             "baseline": baseline,
             "regime": regime,
-            "conventions": conventions(regime, bootstrap),
+            "conventions": conventions(regime, bootstrap) | _judges(runs),
             "versions": versions(config),
             "run": {k: config.get(k) for k in ("device", "git_commit")} | {"workdir": workdir.name},
         }
@@ -155,8 +155,7 @@ def _system(
         "utterances": 0 if scores is None else len(utterances),
     }
     if scores is None:
-        empty = {"wer": None, "cer": None, "bleu": None, "chrf": None}
-        return entry | empty | {"ci95": {"wer": None, "bleu": None}, "by": {}, "note": ""}
+        return entry | dict.fromkeys(METRICS) | {"ci95": {"wer": None, "bleu": None}, "by": {}, "note": ""}
     everything = np.ones(len(utterances), dtype=bool)
     entry |= scores.summary(everything)
     entry["regimes"] = scores.regimes
@@ -337,6 +336,12 @@ def conventions(regime: str, draws: int) -> dict[str, str]:
         "p": "two-sided, from the same draws; p_holm is corrected for the number of comparisons (Holm)",
         "p_matched": "matched-pairs test over utterances (Gillick & Cox 1989), two-sided; takes them for independent",
     }
+
+
+def _judges(runs: list[SystemRun]) -> dict[str, str]:
+    """What judged the translations' meaning, by metric."""
+    by = {name: found["by"] for run in runs for name, found in run.judged.items()}
+    return {name: semantic.DESCRIPTIONS[name].format(by=by[name]) for name in semantic.JUDGES if name in by}
 
 
 def versions(config: dict[str, Any]) -> dict[str, str]:

@@ -10,6 +10,7 @@ import jinja2
 from markupsafe import Markup, escape
 from rapidfuzz.distance import Levenshtein
 
+from jaxmoe.eval import semantic
 from jaxmoe.report import plots, summary
 from jaxmoe.report.stress import SMALL_GROUP
 
@@ -73,6 +74,7 @@ def render(metrics: dict[str, Any], workdir: Path, players: dict[str, str] | Non
         group_scale=_top(list(chain.from_iterable(g.values() for g in systems[focus]["by"].values()))),
         notes=list(dict.fromkeys(s["note"] for s in systems if s["note"])),
         against=list(dict.fromkeys(d["baseline"] for d in metrics["differences"])),
+        judges={name: title for name, title in semantic.NAMES.items() if name in metrics["conventions"]},
         other_regime=next((r for r in systems[focus]["regimes"] if r != metrics["regime"]), None),
         maps=[_safe(m) for m in plots.cluster_maps(workdir)],
         curves=[_safe(c) for c in plots.training_curves(workdir)],

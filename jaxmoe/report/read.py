@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxmoe.eval import systems
+from jaxmoe.eval import semantic, systems
 
 # What describes the utterance and not the system: equal in every system's file.
 SHARED: dict[str, type | tuple[type, ...]] = {
@@ -61,6 +61,7 @@ class SystemRun:
     flags: list[list[str]]
     gates: np.ndarray | None  # [U, E], nan where an utterance has none
     clusters: list[int | None]
+    judged: dict[str, semantic.Judged]  # "comet", "semscore" where they were asked for
 
     @property
     def was_run(self) -> bool:
@@ -284,4 +285,5 @@ def _system_run(key: str, about: dict[str, Any] | None, file: _File | None, ids:
         flags=[row.flags for row in rows],
         gates=None if file is None else _read_gates(file, ids),
         clusters=[row.cluster for row in rows],
+        judged={} if file is None else semantic.read(file.path.parent, about.get("sha256")),
     )

@@ -5,8 +5,10 @@ import dataclasses
 
 import numpy as np
 
-from jaxmoe.eval import bleu, bootstrap, wer
+from jaxmoe.eval import bleu, bootstrap, semantic, wer
 from jaxmoe.report.read import SystemRun, Utterances
+
+METRICS = ("wer", "cer", "bleu", "chrf", *semantic.JUDGES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,9 +19,12 @@ class Scores:
     bleu: np.ndarray | None  # [U, 10], zero rows where there is no reference translation
     chrf: np.ndarray | None  # [U, 18]
     regimes: dict[str, dict[str, float]]  # {"whisper": {"wer", "cer"}, "sap": ...}
+    semantic: dict[str, np.ndarray]  # "comet", "semscore": [U, 2] of score and 1, zeros where it was not judged
 
     def statistics(self, metric: str) -> np.ndarray | None:
-        """Summable statistics [U, K] of "wer", "cer", "bleu" or "chrf"."""
+        """Summable statistics [U, K] of one of METRICS."""
+        if metric in semantic.JUDGES:
+            return self.semantic.get(metric)
         if metric == "bleu":
             return self.bleu
         if metric == "chrf":
@@ -32,12 +37,14 @@ class Scores:
 
     def function(self, metric: str) -> bootstrap.Score:
         """The score of summed statistics of a metric, in per cent."""
+        if metric in semantic.JUDGES:
+            return wer.rate  # the mean, in per cent
         return {"wer": wer.rate, "cer": wer.rate, "bleu": bleu.bleu, "chrf": bleu.chrf}[metric]
 
     def summary(self, chosen: np.ndarray) -> dict[str, float | None]:
-        """WER, CER, BLEU, chrF of the chosen utterances (bool [U])."""
+        """METRICS of the chosen utterances (bool [U])."""
         out: dict[str, float | None] = {}
-        for metric in ("wer", "cer", "bleu", "chrf"):
+        for metric in METRICS:
             statistics = self.statistics(metric)
             if statistics is None or not statistics[chosen].any():
                 out[metric] = None
@@ -96,8 +103,14 @@ def score_systems(utterances: Utterances, runs: list[SystemRun], regime: str) ->
                 regimes[name] = {"wer": found.wer, "cer": found.cer}
                 counts = found if name == regime else counts
         bleu_table, chrf_table = translations.get(run.key, (None, None))
-        out[run.key] = Scores(counts, bleu_table, chrf_table, regimes)
+        judged = {name: _mean_statistics(found["scores"], utterances.ids) for name, found in run.judged.items()}
+        out[run.key] = Scores(counts, bleu_table, chrf_table, regimes, judged)
     return out
+
+
+def _mean_statistics(scores: dict[str, float], ids: Sequence[str]) -> np.ndarray:
+    """[U, 2]: the score and 1, or zeros where there is none."""
+    return np.array([(scores[id_], 1.0) if id_ in scores else (0.0, 0.0) for id_ in ids])
 
 
 def _translation_statistics(utterances: Utterances, runs: list[SystemRun]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-HEADER = ("System", "WER", "95 %", "CER", "BLEU", "95 %", "chrF", "n")
+from jaxmoe.eval.semantic import NAMES
+
+HEADER = ("System", "WER", "95 %", "CER", "BLEU", "95 %", "chrF")
 
 
 def _number(value: float | None, digits: int = 1) -> str:
@@ -27,13 +29,15 @@ def lay_out(rows: list[tuple[str, ...]]) -> list[str]:
 
 def text_table(metrics: dict[str, Any]) -> str:
     """All systems of one run; those not run with their reason below the figures."""
-    rows: list[tuple[str, ...]] = [HEADER]
+    judges = [name for name in NAMES if name in metrics["conventions"]]
+    rows: list[tuple[str, ...]] = [(*HEADER, *(NAMES[name] for name in judges), "n")]
     for s in metrics["systems"]:
         if s["status"] == "run":
             ci = s["ci95"]
             english = (_number(s["wer"]), _interval(ci["wer"]), _number(s["cer"]))
             german = (_number(s["bleu"]), _interval(ci["bleu"]), _number(s["chrf"]))
-            rows.append((s["name"], *english, *german, str(s["utterances"])))
+            judged = (_number(s[name]) for name in judges)
+            rows.append((s["name"], *english, *german, *judged, str(s["utterances"])))
     lines = lay_out(rows)
     lines.insert(1, "-" * max(len(line) for line in lines))
     lines += [f"{s['name']}: {s['status']}" for s in metrics["systems"] if s["status"] != "run"]
@@ -41,6 +45,7 @@ def text_table(metrics: dict[str, Any]) -> str:
     lines += [f"Note ({name}): {note}" for note, name in notes.items()]
     conventions = metrics["conventions"]
     lines += [f"WER {conventions['wer']}", f"BLEU {conventions['bleu']}", f"95 % {conventions['ci95']}"]
+    lines += [f"{NAMES[name]} {conventions[name]}" for name in judges]
     if metrics["corpus"]["simulated_utterances"]:
         lines.append(
             f"{metrics['corpus']['simulated_utterances']} of {metrics['corpus']['utterances']} utterances are"

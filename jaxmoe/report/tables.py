@@ -4,10 +4,11 @@ import csv
 import io
 from typing import Any
 
-COLUMNS = (
-    *("system", "name", "kind", "status", "dimension", "group", "utterances", "speakers"),
-    *("wer", "wer_low", "wer_high", "cer", "bleu", "bleu_low", "bleu_high", "chrf"),
+FIGURES = (
+    *("utterances", "speakers", "wer", "wer_low", "wer_high", "cer", "bleu", "bleu_low", "bleu_high", "chrf"),
+    *("comet", "semscore"),
 )
+COLUMNS = ("system", "name", "kind", "status", "dimension", "group", *FIGURES)
 
 
 def csv_table(metrics: dict[str, Any]) -> str:
@@ -25,7 +26,7 @@ def csv_table(metrics: dict[str, Any]) -> str:
 
 
 def _figures(row: dict[str, Any]) -> dict[str, Any]:
-    out = {name: row.get(name) for name in ("utterances", "speakers", "wer", "cer", "bleu", "chrf")}
+    out = {name: row.get(name) for name in FIGURES}
     for metric in ("wer", "bleu"):
         out[f"{metric}_low"], out[f"{metric}_high"] = row["ci95"][metric] or (None, None)
     return out

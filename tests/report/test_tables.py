@@ -1,6 +1,7 @@
 """CSV, LaTeX and the model card say what metrics.json says; faults that need other files are found."""
 
 import csv
+import hashlib
 import io
 import json
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 import yaml
 
 from jaxmoe.report.metrics import build
+from jaxmoe.report.table import text_table
 from jaxmoe.report.tables import csv_table, escape, latex_table
 from jaxmoe.report.write import write_report
+from tests.report.conftest import write_run
 
 
 def test_every_row_of_the_csv_is_in_the_metrics(run: Path):
@@ -64,3 +67,29 @@ def test_a_group_without_any_output_is_a_warning_on_the_page(run: Path):
     (warning,) = write_report(run, bootstrap=10)["warnings"]
     assert "recognised nothing in all 40 utterances with etiology als" in warning
     assert warning in (run / "report" / "index.html").read_text()
+
+
+def test_judges_of_meaning_have_a_column_where_they_were_asked(tmp_path: Path):
+    run = write_run(tmp_path, speakers=6, per_speaker=3)
+    for key in ("moe", "lora"):
+        file = run / "eval" / key / "hypotheses.jsonl"
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        about = json.loads((file.parent / "system.json").read_text())
+        (file.parent / "system.json").write_text(json.dumps(about | {"sha256": sha256}))
+        ids = [json.loads(line)["id"] for line in file.read_text().splitlines()]
+        scores = {id_: 0.5 + 0.02 * n for n, id_ in enumerate(ids)}
+        of = "0" * 64 if key == "lora" else sha256  # lora's are of older translations
+        judged = {"sha256": of, "comet": {"by": "comet-score --model m", "scores": scores}}
+        (file.parent / "semantic.json").write_text(json.dumps(judged))
+    metrics = write_report(run, bootstrap=20)
+    found = {s["key"]: s["comet"] for s in metrics["systems"]}
+    assert found["moe"] == pytest.approx(100 * (0.5 + 0.02 * 8.5))
+    assert found["lora"] is None and found["mt"] is None
+    groups = metrics["systems"][[*found].index("moe")]["by"]["speaker"]
+    assert groups["spk000"]["comet"] == pytest.approx(100 * 0.52)
+    page = (run / "report" / "index.html").read_text()
+    assert ">COMET</th>" in page and "SemScore" not in page and "comet-score --model m" in page
+    assert f'data-at="/systems/{[*found].index("moe")}/comet">67.0<' in page
+    assert "67.0" in next(line for line in text_table(metrics).splitlines() if "MoE +" in line)
+    rows = list(csv.DictReader(io.StringIO((run / "report" / "systems.csv").read_text())))
+    assert float(next(r["comet"] for r in rows if r["system"] == "moe")) == pytest.approx(found["moe"])
