@@ -2,9 +2,9 @@
 
 COMMAND: python -m benchmarks.transcribe_speed [--question=greedy|beam|long] [--csv=CLIPS.csv] [--model=tiny.en]
 greedy, beam: short clips, temperature 0, no fallback, timestamps, no prompt from earlier text. faster-whisper takes one
-clip after the other, as its interface does. Both hear 30 s; with --skip_padding ours hears the audio alone. long: the
-clips joined to one recording, against its batched pipeline. The WER of each is printed. CLIPS.csv has path and
-transcript; without it, the demo corpus's recordings are taken.
+clip after the other, as its interface does. Both hear 30 s; with --skip_padding ours hears the audio alone, and in full
+what comes out doubtful. long: the clips joined to one recording, against its batched pipeline. The WER of each is
+printed. CLIPS.csv has path and transcript; without it, the demo corpus's recordings are taken.
 """
 
 import argparse
@@ -61,9 +61,7 @@ def ask(question: str, system: Recogniser, clips: list[Clip], args: argparse.Nam
     from faster_whisper import BatchedInferencePipeline, WhisperModel
 
     long, beam = question == "long", 5 if question == "beam" else 1
-    options = TranscribeOptions(
-        beam_size=beam, temperatures=(0.0,), batch_size=args.batch_size, cut_at_pauses=long
-    )
+    options = TranscribeOptions(beam_size=beam, temperatures=(0.0,), batch_size=args.batch_size, cut_at_pauses=long)
     sounds, references = [c.samples for c in clips], [c.transcript for c in clips]
     texts: dict[str, list[str]] = {}
 
@@ -98,7 +96,7 @@ def main() -> None:
     p.add_argument("--minutes", type=float, default=20.0)
     p.add_argument("--batch_size", type=int, default=16)
     p.add_argument("--rounds", type=int, default=5)
-    p.add_argument("--skip_padding", action="store_true", help="as of `transcribe`; the WER says what it costs")
+    p.add_argument("--skip_padding", action="store_true", help="as of `transcribe`")
     args = p.parse_args()
     enable_cache()
     system = load_system(args.model, exact=not args.skip_padding)

@@ -93,8 +93,9 @@ def _add_recognition(group: _Group) -> None:
     group.add_argument(
         "--skip_padding",
         action="store_true",
-        help="approximate the silence that fills short recordings up to 30 s: a bare Whisper is faster, some texts "
-        "change; a --checkpoint has a context of its own",
+        help="approximate the silence that fills short recordings up to 30 s, and compute it only for texts that come "
+        "out doubtful: a bare Whisper is about three times as fast, some texts change; a --checkpoint has a context of "
+        "its own",
     )
     group.add_argument(
         "--condition_on_previous_text",

@@ -16,15 +16,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.data.audio import HOP_LENGTH, N_FRAMES, N_SAMPLES, SAMPLE_RATE, SAMPLES_PER_POSITION, pad_or_trim
+from jaxmoe.data.audio import (
+    HOP_LENGTH,
+    N_FRAMES,
+    N_SAMPLES,
+    SAMPLE_RATE,
+    SAMPLES_PER_POSITION,
+    pad_or_trim,
+    pauses,
+)
 from jaxmoe.data.text import Tokenizer
 from jaxmoe.model.decode import DecodingOptions, DecodingResult, decode
 from jaxmoe.segments import FRAMES_PER_SECOND, Segment, Transcript, compression_ratio, repeats, split
 from jaxmoe.system import Recogniser
 
+TOKENS_PER_S = 8  # more than anybody says, timestamps included
 READ_AHEAD = 4  # batches of short recordings that are read before they are needed
-CUT_S = (15.0, 29.0)  # where in a window of 30 s a part may end
-PAUSE_S = 0.2  # length of the stretch that is to be quiet
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +48,7 @@ class TranscribeOptions:
       condition_on_previous_text: prompts a window with the text before it. Off: in disordered speech one loop would
         otherwise breed the next.
       batch_size: windows worked on at a time, of as many recordings.
+      max_tokens: longest text of a window.
       cut_at_pauses: cuts recordings of over 30 s into parts where they are quietest, which are worked on side by side.
       seed: of the samples; a window's samples depend on it and on the window's place only.
     """
@@ -57,6 +65,7 @@ class TranscribeOptions:
     withhold_threshold: float = 0.85
     condition_on_previous_text: bool = False
     batch_size: int = 8
+    max_tokens: int = 224
     cut_at_pauses: bool = False
     seed: int = 0
 
@@ -124,20 +133,6 @@ def _begin(index: int, samples: np.ndarray, options: TranscribeOptions) -> _Job:
     return job
 
 
-def pauses(samples: np.ndarray) -> list[int]:
-    """Samples at which a recording of over 30 s is cut: each time the middle of the quietest PAUSE_S within CUT_S."""
-    hop, length = SAMPLE_RATE // 50, round(PAUSE_S * SAMPLE_RATE)
-    power = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
-    cuts, at = [], 0
-    while len(samples) - at > N_SAMPLES:
-        first, last = (at + round(s * SAMPLE_RATE) for s in CUT_S)
-        middle = np.arange(first, min(last, len(samples) - length), hop)
-        energy = power[middle + length // 2] - power[middle - length // 2]
-        at = int(middle[len(middle) - 1 - energy[::-1].argmin()])
-        cuts.append(at)
-    return cuts
-
-
 def transcribe(
     system: Recogniser, sources: Iterable[Callable[[], np.ndarray]], options: TranscribeOptions
 ) -> Iterator[Progress]:
@@ -193,7 +188,26 @@ def _transcript(job: _Job, language: str) -> Transcript:
 
 
 def _decode_windows(system: Recogniser, parts: list[_Part], options: TranscribeOptions) -> list[_Window]:
-    """The next window of every part; all are of one size."""
+    """The next window of every part; all are of one size.
+
+    Where padding is skipped, what comes out doubtful is heard again with it: it is mostly texts that the short cut made
+    to loop.
+    """
+    size = system.window(len(parts[0].window()))
+    if system.exact or size == N_SAMPLES:
+        return _hear(system, parts, options)
+    most = min(TOKENS_PER_S * size // SAMPLE_RATE + 16, options.max_tokens)
+    first = dataclasses.replace(options, temperatures=options.temperatures[:1], max_tokens=most)
+    windows = _hear(system, parts, first)
+    doubts = (len(w.tokens) == most or _flags(w, system.tokenizer.decode(w.tokens), options) for w in windows)
+    if again := [i for i, doubt in enumerate(doubts) if doubt]:
+        for i, window in zip(again, _hear(system.exactly, [parts[i] for i in again], options), strict=True):
+            windows[i] = window
+    return windows
+
+
+def _hear(system: Recogniser, parts: list[_Part], options: TranscribeOptions) -> list[_Window]:
+    """Encodes and decodes the next window of every part."""
     sound = [part.window() for part in parts]
     fill = sound[:1] * ((1 << (len(parts) - 1).bit_length()) - len(parts))  # as decode pads: few programs to compile
     lengths = np.array([len(x) for x in sound + fill])
@@ -281,6 +295,7 @@ def _search(
                 beam_size=options.beam_size,
                 best_of=options.best_of,
                 temperature=temperature,
+                max_tokens=options.max_tokens,
                 timestamps=timestamps,
                 length_penalty=options.length_penalty,
             ),

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 
 from jaxmoe import mt, segments, transcribe, transcription, writers
-from jaxmoe.data.audio import SAMPLE_RATE, AudioError, load_audio
+from jaxmoe.data.audio import SAMPLE_RATE, AudioError, load_audio, pauses
 from jaxmoe.model import lora
 from jaxmoe.model.moe import make_moe
 from jaxmoe.mt import local, prompt
@@ -185,11 +185,11 @@ def test_long_recordings_are_cut_where_they_are_quiet():
     sound = 0.1 * rng.standard_normal(80 * SAMPLE_RATE).astype(np.float32)
     for start, end in ((20.0, 20.6), (26.0, 26.1), (44.0, 45.0)):  # a tenth of a second is no pause
         sound[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)] *= 0.01
-    cuts = [c / SAMPLE_RATE for c in transcription.pauses(sound)]
+    cuts = [c / SAMPLE_RATE for c in pauses(sound)]
     assert 20.0 < cuts[0] < 20.6 and 44.0 < cuts[1] < 45.0
     edges = [0.0, *cuts, 80.0]
     assert all(b - a <= 30.0 for a, b in pairwise(edges))
-    assert transcription.pauses(sound[: 30 * SAMPLE_RATE]) == []
+    assert pauses(sound[: 30 * SAMPLE_RATE]) == []
 
 
 def test_parts_side_by_side_say_what_windows_in_turn_say(system):
@@ -205,7 +205,16 @@ def test_parts_side_by_side_say_what_windows_in_turn_say(system):
 def test_short_recordings_hear_only_themselves_where_30_s_are_not_wanted(system):
     quick = Recogniser(system.name, system.model, system.params, system.tokenizer, exact=False)
     assert run(quick, [load_audio(JFK)])[0].text == SAID
+    assert "exactly" not in vars(quick)  # nothing was doubtful
     assert quick.window(11 * SAMPLE_RATE) < system.window(11 * SAMPLE_RATE) == 30 * SAMPLE_RATE
+
+
+def test_what_comes_out_doubtful_without_padding_is_heard_again_with_it(system):
+    quick = Recogniser(system.name, system.model, system.params, system.tokenizer, exact=False)
+    sound = load_audio(JFK)
+    doubtful = dict(beam_size=1, temperatures=(0.0,), logprob_threshold=0.0)  # whatever it is
+    expected, found = run(system, [sound], **doubtful)[0], run(quick, [sound], **doubtful)[0]
+    assert "exactly" in vars(quick) and found == expected
 
 
 def test_doubts_are_flagged_and_nothing_is_dropped(system):

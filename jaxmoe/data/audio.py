@@ -20,6 +20,8 @@ N_SAMPLES = 480_000  # 30 s, the encoder's window
 N_FRAMES = N_SAMPLES // HOP_LENGTH  # 3000
 SAMPLES_PER_POSITION = 2 * HOP_LENGTH  # 320, of an encoder position
 WINDOWS_S = (4, 6, 8, 10, 12, 15, 20, 30)  # padded lengths of a trimmed context, one compilation each
+CUT_S = (15.0, 29.0)  # where in a window of 30 s a long recording may be cut
+PAUSE_S = 0.2  # length of the stretch that is to be quiet there
 
 
 def positions(samples: int | np.ndarray) -> Any:
@@ -46,6 +48,20 @@ def pad_or_trim(samples: np.ndarray, length: int = N_SAMPLES) -> np.ndarray:
     samples = samples[..., :length]
     pad = [(0, 0)] * (samples.ndim - 1) + [(0, length - samples.shape[-1])]
     return np.pad(samples, pad)
+
+
+def pauses(samples: np.ndarray) -> list[int]:
+    """Samples at which a recording of over 30 s is cut: each time the middle of the quietest PAUSE_S within CUT_S."""
+    hop, length = SAMPLE_RATE // 50, round(PAUSE_S * SAMPLE_RATE)
+    power = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
+    cuts, at = [], 0
+    while len(samples) - at > N_SAMPLES:
+        first, last = (at + round(s * SAMPLE_RATE) for s in CUT_S)
+        middle = np.arange(first, min(last, len(samples) - length), hop)
+        energy = power[middle + length // 2] - power[middle - length // 2]
+        at = int(middle[len(middle) - 1 - energy[::-1].argmin()])
+        cuts.append(at)
+    return cuts
 
 
 @functools.partial(jax.jit, static_argnames="n_mels")
