@@ -137,6 +137,8 @@ def get_config() -> ConfigDict:
     c.report = dict(bootstrap=1000, baseline="whisper-v2", worst=20, audio=False)
     c.salmonn = dict(
         steps=0,
+        spell_steps=0,
+        spell_lr=1e-3,
         llm="",
         weights="",
         beats="",

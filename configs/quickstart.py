@@ -175,6 +175,8 @@ def get_config(variant: str = "full") -> ConfigDict:
     )
     c.salmonn = dict(  # a language model that hears; the recipe is the original's
         steps=0,  # of phase salmonn; 0 leaves it out (the original: 90,000)
+        spell_steps=0,  # before them: the connector alone learns to spell transcripts (jaxmoe/train/spelling.py)
+        spell_lr=1e-3,
         llm="",  # a Llama or Qwen2: a name of weights, a .gguf file or a Hugging Face folder; "" leaves the rows out
         weights="",  # salmonn_v1.pth or what else has its keys; "" starts from a random connector
         beats="",  # the BEATs file beside Whisper; "" hears by Whisper alone

@@ -21,9 +21,12 @@ def get_config(variant: str = "full") -> ConfigDict:
         template="{}\n",  # no chat model; Qwen's is "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
         end="<eos>",  # Qwen's is <|im_end|>
         width=384,  # of the Q-Former: 330 sentences do not fill BERT's 768
-        lr=5e-4,  # the original has 3e-5 and 90,000 steps
+        window_s=0.16,  # the original's third of a second is too little room for the tokens of a transcript
+        stride_s=0.16,
+        spell_steps=1000,  # a second each on a core
+        lr=3e-4,  # the original has 3e-5 and 90,000 steps
         warmup=20,
-        steps=3000,  # 300, 47 minutes on a core, learn German and not yet what is said (docs/salmonn.md)
+        steps=150,  # ten seconds each on a core
         beam_size=1,
         max_tokens=40,
         log_every=10,
@@ -32,6 +35,6 @@ def get_config(variant: str = "full") -> ConfigDict:
     c.evaluate.systems = ("whisper-v2", "salmonn", "salmonn-tuned", "mt")
     c.stress.systems = ()
     if variant == "smoke":
-        c.salmonn.update(steps=2, batch_size=2, log_every=1, save_every=1, max_tokens=4)
+        c.salmonn.update(spell_steps=2, steps=2, batch_size=2, log_every=1, save_every=1, max_tokens=4)
         c.evaluate.batch_size = 2
     return c.lock()

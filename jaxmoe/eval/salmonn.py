@@ -15,7 +15,7 @@ from jaxmoe.data.audio import N_SAMPLES, SAMPLE_RATE
 from jaxmoe.data.embeddings import Embeddings
 from jaxmoe.data.prompted import PROMPTS, Spoken, collate
 from jaxmoe.eval.systems import Clip, NotRun, Part
-from jaxmoe.model import llm_beam
+from jaxmoe.model import llm_beam, lora
 from jaxmoe.train.salmonn import Opened, make_spoken, open_salmonn
 from jaxmoe.train.setup import embeddings_folder
 from jaxmoe.weights import WeightsError
@@ -54,6 +54,8 @@ def translate(
     folder = embeddings_folder(workdir, config.model.backbone, "evaluation")
     cached = Embeddings(folder) if config.embed.context == "trimmed" else None
     merged = jax.jit(model.merged)(opened.base, params)
+    if not model.llm.scan_layers:
+        lora.transpose_kernels(merged)
     prompt = jax.jit(model.prompt)
     search = functools.partial(
         llm_beam.beam_search, model.llm, merged, beams=c.beam_size, max_tokens=c.max_tokens, stop=opened.wrapping.end

@@ -91,10 +91,10 @@ class Salmonn:
             sound, _ = self.beats.apply({"params": base["beats"]}, fbank, padding)
         return speech, sound
 
-    def prompt(
+    def speech(
         self, base: Params, params: Params, batch: Prompted, dropout: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Embeddings [B, P + W + P', D] of what comes before the target, and their mask.
+        """The connector's embeddings of the speech [B, W, D], and which of them are heard [B, W].
 
         dropout: a key for training; None for none.
         """
@@ -107,6 +107,13 @@ class Salmonn:
             starts, size = np.arange(speech.shape[1] // c.queries) * c.stride, batch.heard.shape[1]
             heard = batch.heard[:, np.minimum(starts, size - 1)] & (starts < size)[None]  # BEATs may go on longer
             heard = jnp.repeat(heard, c.queries, axis=1)  # a window is heard if it begins so
+        return speech, heard
+
+    def prompt(
+        self, base: Params, params: Params, batch: Prompted, dropout: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """Embeddings [B, P + W + P', D] of what comes before the target, and their mask; dropout as of `speech`."""
+        speech, heard = self.speech(base, params, batch, dropout)
         mask = jnp.concatenate([jnp.ones(batch.before.shape, bool), heard, batch.after_mask], axis=1)
         before, after = self.embed(base, batch.before), self.embed(base, batch.after)
         return jnp.concatenate([before, speech.astype(before.dtype), after], axis=1), mask

@@ -1,78 +1,121 @@
 """Trains SALMONN's connector and LoRA to write down and to translate what is said; all else stays frozen.
 
 Reads   WORKDIR/corpus, WORKDIR/embeddings (with config.embed.context "full", the audio itself)
-Writes  WORKDIR/salmonn/  checkpoints, metrics.jsonl, params
+Writes  WORKDIR/salmonn/           checkpoints, metrics.jsonl, params
+        WORKDIR/salmonn/spelling/  the same of the connector's start, where config.salmonn.spell_steps asks for one
 """
 
 from collections.abc import Callable
+import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
 
 from jaxmoe import sharding
 from jaxmoe.data import lineage
 from jaxmoe.data.batches import iterate
-from jaxmoe.data.prompted import PromptedSource
+from jaxmoe.data.prompted import PromptedSource, Spoken
 from jaxmoe.model.salmonn import Prompted, Salmonn
-from jaxmoe.train import losses
+from jaxmoe.train import losses, spelling
 from jaxmoe.train import state as states
 from jaxmoe.train.loop import StepFn, fit
 from jaxmoe.train.salmonn import Opened, open_salmonn, utterances
 from jaxmoe.train.setup import make_tx
 
+# (params, base, batch, key of the dropout or None) -> loss in nats, summed over the batch, and number of tokens
+Loss = Callable[[Any, Any, Prompted, jax.Array | None], tuple[jax.Array, jax.Array]]
 
-def make_step(model: Salmonn, tx: optax.GradientTransformation) -> StepFn:
-    def loss_fn(params: Any, base: Any, batch: Prompted, key: jax.Array) -> jax.Array:
-        logits = model.logits(base, params, batch, key)
-        return losses.mean_nll(logits, batch.targets, batch.weights)
+
+def answer_nll(
+    model: Salmonn, params: Any, base: Any, batch: Prompted, dropout: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Nats and tokens of what the language model is to answer, summed over the batch."""
+    logits = model.logits(base, params, batch, dropout)
+    return losses.utterance_nll(logits, batch.targets, batch.weights).sum(), batch.weights.sum()
+
+
+def make_step(loss: Loss, tx: optax.GradientTransformation) -> StepFn:
+    def mean(params: Any, base: Any, batch: Prompted, key: jax.Array) -> jax.Array:
+        total, count = loss(params, base, batch, key)
+        return total / jnp.maximum(count, 1.0)
 
     def step(state: states.TrainState, base: Any, batch: Prompted) -> tuple[states.TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(state.key, state.step)  # derived, so a resumed run repeats exactly
-        loss, grads = jax.value_and_grad(loss_fn)(state.params, base, batch, key)
+        value, grads = jax.value_and_grad(mean)(state.params, base, batch, key)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": loss}
+        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), {"loss": value}
 
     return step
 
 
-def validation(opened: Opened, source: PromptedSource) -> Callable[[Any], dict[str, float]]:
-    """params -> {"validation_nll"}: nats per token of the translations of `source`."""
-
-    @jax.jit
-    def nll(params: Any, base: Any, batch: Prompted) -> tuple[jax.Array, jax.Array]:
-        logits = opened.model.logits(base, params, batch)
-        return losses.utterance_nll(logits, batch.targets, batch.weights).sum(), batch.weights.sum()
+def validation(loss: Loss, opened: Opened, source: PromptedSource) -> Callable[[Any], dict[str, float]]:
+    """params -> {"validation_nll"}: nats per token of `source`."""
+    jitted = jax.jit(lambda params, base, batch: loss(params, base, batch, None))
 
     def evaluate(params: Any) -> dict[str, float]:
         batches = (sharding.put_batch(source[i], opened.mesh) for i in range(len(source)))
-        totals = [jax.device_get(nll(params, opened.base, b)) for b in batches]
-        return {"validation_nll": float(sum(t for t, _ in totals) / sum(n for _, n in totals))}
+        totals = [jax.device_get(jitted(params, opened.base, b)) for b in batches]
+        return {"validation_nll": float(sum(t for t, _ in totals) / max(sum(n for _, n in totals), 1.0))}
 
     return evaluate
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    c, opened = config.salmonn, open_salmonn(config, scan=True)
-    make = lambda found, **more: PromptedSource(found, opened.wrapping, batch_size=c.batch_size, **more)
-    held_out = utterances(config, workdir, opened, "validation")
-    spoken = utterances(config, workdir, opened, "train")
-    lineage.write(workdir / "salmonn", (x.speaker for x in spoken))
-    train = make(spoken, steps=c.steps, seed=config.seed, translation_share=c.translation_share)
-    count = max(len(held_out) // c.batch_size, 1)
-    tx = make_tx(c, opened.params, [r".*"])
-    fit(
-        make_step(opened.model, tx),
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """One of the two trainings of this phase: what is minimised, where it is kept, how long it takes."""
+
+    loss: Loss
+    folder: Path
+    steps: int
+    lr: float
+    trainable: str = r".*"
+
+
+def train(
+    config: ConfigDict, opened: Opened, training: Training, source: PromptedSource, held_out: PromptedSource
+) -> Any:
+    """The parameters after a training that begins with the opened ones."""
+    c = config.salmonn.copy_and_resolve_references().unlock()
+    c.update(steps=training.steps, lr=training.lr)
+    tx = make_tx(c, opened.params, [training.trainable])
+    state = fit(
+        make_step(training.loss, tx),
         states.create(opened.params, tx, config.seed),
         opened.base,
-        iterate(train),
-        folder=workdir / "salmonn",
+        iterate(source),
+        folder=training.folder,
         steps=c.steps,
         mesh=opened.mesh,
         log_every=c.log_every,
         save_every=c.save_every,
-        evaluate=validation(opened, make(held_out, steps=count, seed=0, translation_share=1.0, buckets=1)),
+        evaluate=validation(training.loss, opened, held_out),
     )
+    return state.params
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    c, folder, opened = config.salmonn, workdir / "salmonn", open_salmonn(config, scan=True)
+    held_out = utterances(config, workdir, opened, "validation")
+    spoken = utterances(config, workdir, opened, "train")
+    lineage.write(folder, (x.speaker for x in spoken))
+    count = max(len(held_out) // c.batch_size, 1)
+
+    def source(found: list[Spoken], steps: int, **more: Any) -> PromptedSource:
+        return PromptedSource(found, opened.wrapping, batch_size=c.batch_size, steps=steps, **more)
+
+    if c.spell_steps:
+        said, heard = ([x for x in found if "asr" in x.targets] for found in (spoken, held_out))
+        loss = partial(spelling.nll, opened.model, spelling.vocabulary([*said, *heard]))
+        training = Training(loss, folder / "spelling", c.spell_steps, c.spell_lr, r"connector/.*")
+        batches = source(said, c.spell_steps, seed=config.seed, translation_share=0.0)
+        valid = source(heard, count, seed=0, translation_share=0.0, buckets=1)
+        opened = dataclasses.replace(opened, params=train(config, opened, training, batches, valid))
+    training = Training(partial(answer_nll, opened.model), folder, c.steps, c.lr)
+    batches = source(spoken, c.steps, seed=config.seed, translation_share=c.translation_share)
+    train(config, opened, training, batches, source(held_out, count, seed=0, translation_share=1.0, buckets=1))

@@ -54,7 +54,7 @@ def run(tmp_path_factory) -> tuple[ConfigDict, object]:
     config.model.backbone, config.embed.context = str(folder / "whisper"), "full"
     config.salmonn.update(llm=str(folder / "llm"), beats=str(folder / "beats.pt"), width=64, rank=2, dropout=0.0)
     config.salmonn.update(template="<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", end="<|im_end|>")
-    config.salmonn.update(steps=2, batch_size=2, lr=1e-2, warmup=1, log_every=1, save_every=1)
+    config.salmonn.update(spell_steps=3, steps=2, batch_size=2, lr=1e-2, warmup=1, log_every=1, save_every=1)
     config.salmonn.update(beam_size=2, max_tokens=3)
     config.evaluate.batch_size = config.mesh.data = config.mesh.model = 2
     workdir = folder / "run"
@@ -72,6 +72,8 @@ def test_training_and_both_rows(run):
     salmonn.run(config, workdir)
     lines = [json.loads(x) for x in (workdir / "salmonn" / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [1, 2] and all(np.isfinite(x["validation_nll"]) for x in lines)
+    spelt = [json.loads(x) for x in (workdir / "salmonn" / "spelling" / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in spelt] == [1, 2, 3] and all(np.isfinite(x["validation_nll"]) for x in spelt)
     assert lineage.trained_on(workdir, "train-speaker") == [workdir / "salmonn"]
     assert not lineage.trained_on(workdir, "evaluation-speaker")
     found = clips(workdir)

@@ -1,5 +1,7 @@
 """Training SALMONN: what moves and what does not, batches by seed and step, resumed as uninterrupted."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +16,7 @@ from jaxmoe.model.llm import LanguageModel, LanguageModelDimensions
 from jaxmoe.model.qformer import Connector, QFormerDimensions
 from jaxmoe.model.salmonn import Salmonn
 from jaxmoe.model.whisper import Encoder
-from jaxmoe.phases.salmonn import make_step
+from jaxmoe.phases.salmonn import answer_nll, make_step
 from jaxmoe.train import loop, optimizer
 from jaxmoe.train import state as states
 from jaxmoe.train.salmonn import make_wrapping
@@ -102,7 +104,7 @@ def test_only_connector_and_lora_move_and_the_loss_falls(setting):
     model, base, utterances = setting
     params = model.init(jax.random.key(0))
     tx = make_tx(params)
-    state, step = states.create(params, tx, 0), jax.jit(make_step(model, tx))
+    state, step = states.create(params, tx, 0), jax.jit(make_step(partial(answer_nll, model), tx))
     frozen, source, seen = jax.tree.map(np.array, base), source_of(utterances), []
     for _ in range(8):
         state, metrics = step(state, base, source[0])
@@ -126,7 +128,7 @@ def test_resumed_equals_uninterrupted(setting, tmp_path):
     base = jax.device_put(base, sharding.base_shardings(base, mesh, sharding.SALMONN_RULES))
     params = model.init(jax.random.key(0))
     tx = make_tx(params)
-    step = make_step(model, tx)
+    step = make_step(partial(answer_nll, model), tx)
 
     def train(folder, steps):
         state = states.create(jax.tree.map(jnp.copy, params), tx, 0)
