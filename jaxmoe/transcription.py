@@ -282,8 +282,6 @@ def _search(
     todo = np.arange(len(seeks))
     for attempt, temperature in enumerate(options.temperatures):
         take = lambda x: None if x is None else x[todo]  # noqa: B023  used in this turn only
-        key = jax.random.key(options.seed)
-        keys = [jax.random.fold_in(key, int(s) * len(options.temperatures) + attempt) for s in seeks[todo]]
         result = decode(
             system.model,
             system.params,
@@ -302,7 +300,7 @@ def _search(
             columns=columns,
             scales=take(scales),
             cross_mask=take(inputs.cross_mask),
-            key=jnp.stack(keys) if temperature > 0 else None,
+            key=_keys(options, seeks[todo], attempt) if temperature > 0 else None,
         )
         for k, i in enumerate(todo):
             found[i].append(_window(result, k, temperature, system.tokenizer))
@@ -310,6 +308,12 @@ def _search(
         if not len(todo):
             break
     return [_best(windows, options) for windows in found]
+
+
+def _keys(options: TranscribeOptions, seeks: np.ndarray, attempt: int) -> jax.Array:
+    """A key for each window, by its place and the attempt."""
+    key = jax.random.key(options.seed)
+    return jnp.stack([jax.random.fold_in(key, int(s) * len(options.temperatures) + attempt) for s in seeks])
 
 
 def _prompts(
