@@ -94,7 +94,7 @@ def _add_recognition(group: _Group) -> None:
         "--skip_padding",
         action="store_true",
         help="approximate the silence that fills short recordings up to 30 s, and compute it only for texts that come "
-        "out doubtful: a bare Whisper is about three times as fast, some texts change; a --checkpoint has a context of "
+        "out doubtful: a bare Whisper is up to three times as fast, some texts change; a --checkpoint has a context of "
         "its own",
     )
     group.add_argument(

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from jaxmoe.eval.systems import NotRun
+from jaxmoe.writers import write_atomically
 
 FILE = "semantic.json"
 
@@ -50,14 +51,13 @@ def comet(command: str, segments: Sequence[Segment]) -> list[float]:
         for part in Segment._fields:
             lines = [" ".join(getattr(segment, part).split()) + "\n" for segment in segments]
             (folder / part).write_text("".join(lines), encoding="utf-8")
-
         out = folder / "scores.json"
         paths = {"-s": folder / "source", "-t": folder / "translation", "-r": folder / "reference", "--to_json": out}
         files = [str(part) for option in paths.items() for part in option]
         try:
             done = subprocess.run([*shlex.split(command), *files], capture_output=True, text=True, errors="replace")
-        except OSError as error:
-            raise NotRun(f"config.evaluate.comet={command!r} cannot be started: {error.strerror}") from error
+        except (OSError, ValueError) as error:  # no such program; a quotation mark that is not closed
+            raise NotRun(f"config.evaluate.comet={command!r} cannot be started: {error}") from error
         if done.returncode or not out.is_file():
             said = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["nothing was said"]
             raise NotRun(f"config.evaluate.comet={command!r} ended with {done.returncode}: {said[0]}")
@@ -119,7 +119,7 @@ def judge(config: ConfigDict, folder: Path) -> None:
             records[path][name] = {"by": settings, "scores": of}
     for path, record in records.items():
         if record.keys() > {"sha256"}:
-            (path / FILE).write_text(json.dumps(record, ensure_ascii=False), encoding="utf-8")
+            write_atomically(path / FILE, json.dumps(record, ensure_ascii=False))
         else:
             (path / FILE).unlink(missing_ok=True)
 

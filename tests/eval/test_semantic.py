@@ -92,7 +92,8 @@ def test_comet_gives_a_score_to_each_segment_in_order(command: str) -> None:
 @pytest.mark.parametrize(
     ("broken", "expected"),
     [
-        ("/nowhere/comet-score", "cannot be started"),
+        ("/nowhere/comet-score", "cannot be started: .*No such file"),
+        ("'comet-score", "cannot be started: No closing quotation"),
         (f"'{sys.executable}' -c 'import sys; sys.exit(\"no such model\")'", "no such model"),
         (f"'{sys.executable}' -c 'print(1)'", "ended with 0: 1"),  # no file was written
     ],
