@@ -22,7 +22,7 @@ from jaxmoe.data import prepared
 from jaxmoe.data.audio import SAMPLE_RATE, load_audio, pad_or_trim, positions, window
 from jaxmoe.eval import bootstrap, wer
 from jaxmoe.system import Recogniser, load_system
-from jaxmoe.transcription import TranscribeOptions, decode_latents
+from jaxmoe.windows import TranscribeOptions, decode_latents
 
 BATCH = 16
 LONGEST_S = 28.0

@@ -27,7 +27,8 @@ from jaxmoe.model.decode import DecodingOptions, decode
 from jaxmoe.model.load import load_whisper
 from jaxmoe.model.load.hf import save_hf
 from jaxmoe.system import Recogniser, load_system
-from jaxmoe.transcription import TranscribeOptions, transcribe
+from jaxmoe.transcription import transcribe
+from jaxmoe.windows import TranscribeOptions
 
 
 def windows(system: Recogniser, clips: list[Clip], size: int) -> list[tuple[jax.Array, np.ndarray]]:

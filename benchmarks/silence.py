@@ -22,7 +22,7 @@ from jaxmoe.data.audio import SAMPLE_RATE, pad_or_trim
 from jaxmoe.eval.run import split_clips
 from jaxmoe.phases.stress import noisy_clips, silent_clip, table_clips
 from jaxmoe.system import Adapted, load_system
-from jaxmoe.transcription import TranscribeOptions, decode_latents
+from jaxmoe.windows import TranscribeOptions, decode_latents
 
 BATCH = 8
 LEVELS_DBFS, TILTS, SECONDS = (-80, -70, -60, -50, -40, -30, -20), (0.0, 1.0, 2.0), (2, 5, 10)

@@ -21,7 +21,8 @@ from jaxmoe.compilation import enable_cache
 from jaxmoe.data.audio import SAMPLE_RATE
 from jaxmoe.eval.wer import score
 from jaxmoe.system import Recogniser, load_system
-from jaxmoe.transcription import TranscribeOptions, transcribe
+from jaxmoe.transcription import transcribe
+from jaxmoe.windows import TranscribeOptions
 
 GAP_S = 0.4  # between clips that are joined
 TARGETS = {("greedy", "float32"): 2.0, ("greedy", "int8"): 1.3, ("beam", "float32"): 1.5, ("long", "float32"): 1.0}

@@ -21,7 +21,8 @@ from jaxmoe.data.audio import N_SAMPLES, SAMPLE_RATE, SAMPLES_PER_POSITION, pad_
 from jaxmoe.data.text import EnglishNormalizer
 from jaxmoe.model.whisper import DecoderBlock, ModelDimensions
 from jaxmoe.system import Recogniser
-from jaxmoe.transcription import TranscribeOptions, transcribe
+from jaxmoe.transcription import transcribe
+from jaxmoe.windows import TranscribeOptions
 
 MEDIAN = 7  # positions, 140 ms: the filter over time
 CUT_S = (12.0, 28.0)  # where in a window of 30 s the next may begin: words near its end are often cut in two

@@ -257,7 +257,8 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
 
     from jaxmoe.data.audio import load_audio
     from jaxmoe.system import load_system
-    from jaxmoe.transcription import TranscribeOptions, transcribe
+    from jaxmoe.transcription import transcribe
+    from jaxmoe.windows import TranscribeOptions
 
     exact = not args.skip_padding
     system: Recogniser = load_system(args.model or "tiny.en", args.checkpoint, args.speaker, exact=exact)

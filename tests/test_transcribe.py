@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxmoe import mt, segments, transcribe, transcription, writers
+from jaxmoe import mt, segments, transcribe, transcription, windows, writers
 from jaxmoe.data.audio import SAMPLE_RATE, AudioError, load_audio, pauses
 from jaxmoe.model import lora
 from jaxmoe.model.moe import make_moe
 from jaxmoe.mt import local, prompt
 from jaxmoe.segments import Segment, Transcript, repeats, split
 from jaxmoe.system import Adapted, Recogniser, load_system
-from jaxmoe.transcription import TranscribeOptions
+from jaxmoe.windows import TranscribeOptions
 from jaxmoe.writers import Cue, output_stems
 from tests.model import tiny_llm
 from tests.model.checkpoints import real_weights
@@ -73,8 +73,8 @@ def test_loops_are_told_from_sentences():
 
 def test_silence_needs_no_second_guess():
     options = TranscribeOptions()
-    window = transcription._Window([1], 0.0, avg_logprob=-0.5, compression_ratio=1.0, no_speech_prob=0.1)
-    needs = lambda **changes: transcription._needs_fallback(window._replace(**changes), options)
+    window = windows.Window([1], 0.0, avg_logprob=-0.5, compression_ratio=1.0, no_speech_prob=0.1)
+    needs = lambda **changes: windows.needs_fallback(window._replace(**changes), options)
     assert not needs()
     assert needs(compression_ratio=2.5)
     assert needs(avg_logprob=-1.1)
@@ -82,8 +82,8 @@ def test_silence_needs_no_second_guess():
     loop = window._replace(compression_ratio=3.0, avg_logprob=-0.1)
     vague = window._replace(avg_logprob=-1.2)
     vaguer = window._replace(avg_logprob=-1.5)
-    assert transcription._best([loop, vaguer, vague, vaguer], options) is vague  # the calm and likely, not the last
-    assert transcription._best([loop, window], options) is window
+    assert windows.best([loop, vaguer, vague, vaguer], options) is vague  # the calm and likely, not the last
+    assert windows.best([loop, window], options) is window
 
 
 def test_temperatures_reach_one():
@@ -224,8 +224,8 @@ def test_doubts_are_flagged_and_nothing_is_dropped(system):
     )
     assert quiet.segments and quiet.flags == ["low_confidence", "no_speech"]
     assert stutter.text == SAID and "low_confidence" in stutter.flags
-    loop = transcription._Window([1], 0.0, -0.1, compression_ratio=3.0, no_speech_prob=0.0)
-    assert transcription._flags(loop, "", TranscribeOptions()) == ["repetition"]
+    loop = windows.Window([1], 0.0, -0.1, compression_ratio=3.0, no_speech_prob=0.0)
+    assert windows.doubts(loop, "", TranscribeOptions()) == ["repetition"]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from jaxmoe.eval.systems import Clip, NotRun, Part
 from jaxmoe.model.moe import one_lora
 from jaxmoe.system import Adapted, Recogniser
 from jaxmoe.train.setup import Backbone, embeddings_folder, load_backbone, load_posterior
-from jaxmoe.transcription import TranscribeOptions, decode_latents, transcribe
+from jaxmoe.transcription import transcribe
+from jaxmoe.windows import TranscribeOptions, decode_latents
 
 Row = dict[str, Any]
 

@@ -31,7 +31,7 @@ from jaxmoe.model.moe import MoEWhisper
 from jaxmoe.system import Adapted, personal_folder
 from jaxmoe.train import losses, optimizer
 from jaxmoe.train.setup import Backbone, load_backbone, load_utterances
-from jaxmoe.transcription import TranscribeOptions, decode_latents
+from jaxmoe.windows import TranscribeOptions, decode_latents
 
 Row = dict[str, Any]
 
