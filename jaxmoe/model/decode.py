@@ -207,7 +207,9 @@ def _collect(
 
 def _pad_rows(x: Any, rows: int) -> Any:
     """Repeats the first row until there are `rows` of them."""
-    return x if x is None else jnp.concatenate([x, jnp.repeat(x[:1], rows - x.shape[0], axis=0)])
+    if x is None or x.shape[0] == rows:
+        return x
+    return jnp.concatenate([x, jnp.repeat(x[:1], rows - x.shape[0], axis=0)])
 
 
 def decode(
