@@ -67,7 +67,7 @@ class Recogniser:
         """
         weights = _within(num_samples, mel.shape[2] // 2)
         padding = None if self.exact or weights.shape[1] >= self.model.dims.n_audio_ctx else self._padding
-        return _encode(self.model, self.params, mel, jnp.asarray(weights, jnp.float32), padding)
+        return _encode(self.model, self.params, mel, weights.astype(np.float32), padding)
 
     @functools.cached_property
     def exactly(self) -> "Recogniser":

@@ -167,7 +167,7 @@ def _hear(system: Recogniser, parts: list[_Part], options: TranscribeOptions) ->
     for timestamps in (True, False):
         at = [i for i, p in enumerate(parts) if timestamps == (system.short_timestamps or p.job.frames > N_FRAMES)]
         if at:
-            rows = np.array(at)
+            rows = slice(None) if at == list(range(len(latents))) else np.array(at)  # all of them: no copy
             prompt, token_mask = _prompts([parts[i] for i in at], system, options, timestamps)
             inputs = Inputs(latents[rows], embedding[rows], None if mask is None else mask[rows], prompt, token_mask)
             found = search(system, inputs, np.array([parts[i].seek for i in at]), timestamps, options)

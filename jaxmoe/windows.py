@@ -118,13 +118,13 @@ def search(
     found: list[list[Window]] = [[] for _ in seeks]
     todo = np.arange(len(seeks))
     for attempt, temperature in enumerate(options.temperatures):
-        take = lambda x: None if x is None else x[todo]  # noqa: B023  used in this turn only
+        take = lambda x: x if x is None or len(todo) == len(seeks) else x[todo]  # noqa: B023  used in this turn only
         result = decode(
             system.model,
             system.params,
-            inputs.latents[todo],
-            prompt=inputs.prompt[todo],
-            token_mask=inputs.token_mask[todo],
+            take(inputs.latents),
+            prompt=take(inputs.prompt),
+            token_mask=take(inputs.token_mask),
             tokenizer=system.tokenizer,
             options=DecodingOptions(
                 beam_size=options.beam_size,

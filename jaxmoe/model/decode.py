@@ -262,7 +262,7 @@ def decode(
         context,
         _pad_rows(latents, full),
         _pad_rows(ids, full),
-        jnp.arange(full) < rows,
+        np.arange(full) < rows,
         sot_index=int(np.flatnonzero(ids[0] == tokenizer.sot)[-1]),
         no_speech=tokenizer.no_speech,
     )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoe.model.attention import at_least_float32, attention, masked
-from jaxmoe.model.lora import LoRADense
+from jaxmoe.model.lora import LoRADense, given
 
 Cache = dict[str, jax.Array]  # {"k", "v"}: [L, B, T, D]
 READ_LATENTS_UP_TO = 48  # tokens of a text whose queries read the latents themselves
@@ -56,8 +56,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        scale = given(self, "scale", nn.initializers.ones, (x.shape[-1],))
+        bias = given(self, "bias", nn.initializers.zeros, (x.shape[-1],))
         x = x.astype(at_least_float32(x.dtype))
         mean = x.mean(-1, keepdims=True)
         x = (x - mean) * jax.lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + self.eps)
