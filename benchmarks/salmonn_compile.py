@@ -87,7 +87,7 @@ def make_train(model: Salmonn, tx: optax.GradientTransformation):
 
         def loss_fn(params: dict) -> jax.Array:
             logits = model.logits(base, params, batch, key)
-            return losses.mean_nll(logits, batch.targets, batch.weights)
+            return losses.mean_nll(losses.utterance_nll(logits, batch.targets, batch.weights), batch.weights)
 
         loss, grads = jax.value_and_grad(loss_fn)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)

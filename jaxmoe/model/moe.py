@@ -6,7 +6,7 @@ with no experts (the baseline, one LoRA) "gate" and "experts" are empty and the 
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ import numpy as np
 
 from jaxmoe.model import gate, lora
 from jaxmoe.model.whisper import ModelDimensions, Whisper
+
+if TYPE_CHECKING:
+    from jaxmoe.data.batches import Batch
 
 Params = dict[str, Any]
 GATHER_FROM = 3  # experts for each one chosen, from which picking their columns beats computing all (experts_cost.py)
@@ -103,13 +106,25 @@ class MoEWhisper:
 
         exact_top_k: whether at most top_k gates of a row are above zero, so that the other experts may be left out.
         """
+        variables, scales = self._mixture(base, params, gates, exact_top_k)
+        return self.whisper.apply(variables, latents, tokens, scales, cross_mask, method="logits")
+
+    def nll(
+        self, base: Params, params: Params, batch: "Batch", gates: jax.Array, *, exact_top_k: bool = True
+    ) -> jax.Array:
+        """-log p of each utterance's weighted targets under the mixture, summed, in nats: [B]. No logits are kept."""
+        variables, scales = self._mixture(base, params, gates, exact_top_k)
+        given = batch.latents, batch.tokens, batch.targets, scales, batch.mask
+        return (self.whisper.apply(variables, *given, method="token_nll") * batch.weights).sum(-1)
+
+    def _mixture(self, base: Params, params: Params, gates: jax.Array, exact_top_k: bool) -> tuple[dict[str, Any], Any]:
+        """Variables of `whisper` and the columns' scales for mixing weights [B, E]."""
         scales: Any = self.scales(gates)
         columns = self.columns(params)
         if 0 < self.top_k and GATHER_FROM * self.top_k <= self.num_experts and exact_top_k:
             columns = lora.nested(lora.apart(params["shared"], params["experts"]))
             scales = lora.choose(scales, gates, self.top_k, rank=self.rank, shared_rank=self.shared_rank)
-        variables = {"params": base, "lora": columns}
-        return self.whisper.apply(variables, latents, tokens, scales, cross_mask, method="logits")
+        return {"params": base, "lora": columns}, scales
 
 
 def make_moe(

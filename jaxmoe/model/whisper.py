@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxmoe.model import cross_entropy
 from jaxmoe.model.attention import at_least_float32, attention, masked
 from jaxmoe.model.lora import LoRADense, given
 
@@ -288,7 +289,28 @@ class Decoder(nn.Module):
         token_mask: jax.Array | None = None,
         latents: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
-        """Logits of tokens [B, T], which stand at `position` .. `position` + T - 1.
+        """Logits of tokens [B, T], which stand at `position` .. `position` + T - 1; arguments as `states` has them."""
+        x, cache = self.states(tokens, cross, scales, cross_mask, cache, position, token_mask, latents)
+        return self.token_embedding.attend(x).astype(at_least_float32(self.dtype)), cache
+
+    def token_nll(self, targets: jax.Array, *args: Any, **more: Any) -> jax.Array:
+        """-log p of each target [B, T], the token after those that `states` takes with the rest."""
+        x = self.states(*args, **more)[0]
+        flat = x.reshape(-1, x.shape[-1]), self.token_embedding.embedding, targets.reshape(-1)
+        return cross_entropy.token_nll(*flat).reshape(targets.shape)
+
+    def states(
+        self,
+        tokens: jax.Array,
+        cross: tuple[jax.Array, jax.Array] | None,
+        scales: jax.Array | None = None,
+        cross_mask: jax.Array | None = None,
+        cache: Cache | None = None,
+        position: jax.Array | int = 0,
+        token_mask: jax.Array | None = None,
+        latents: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """What the vocabulary is multiplied with, [B, T, D], after tokens [B, T] at `position` .. `position` + T - 1.
 
         Args:
           cross: from cross_kv; None to read `latents` [B, S, D].
@@ -315,8 +337,7 @@ class Decoder(nn.Module):
             cross_mask = cross_mask[:, None, None, :]
         latents = None if latents is None else latents.astype(self.dtype)
         x, cache = self.blocks(x, cross, cache, position, self_mask, cross_mask, scales, latents)
-        x = self.ln(x)
-        return self.token_embedding.attend(x).astype(at_least_float32(self.dtype)), cache
+        return self.ln(x), cache
 
     def init_cache(self, batch: int, length: int) -> Cache:
         """An empty cache for `batch` rows of `length` tokens."""
@@ -348,7 +369,23 @@ class Whisper(nn.Module):
         cross_mask: jax.Array | None = None,
     ) -> jax.Array:
         """Teacher-forced logits [B, T, V] of tokens [B, T] over latents [B, S, D]."""
-        if tokens.shape[1] <= READ_LATENTS_UP_TO and not self.is_initializing():
-            return self.decoder(tokens, None, scales, cross_mask, latents=latents)[0]
-        cross = self.decoder.cross_kv(latents, scales)
-        return self.decoder(tokens, cross, scales, cross_mask)[0]
+        return self.decoder(tokens, **self._heard(latents, tokens, scales, cross_mask))[0]
+
+    def token_nll(
+        self,
+        latents: jax.Array,
+        tokens: jax.Array,
+        targets: jax.Array,
+        scales: jax.Array | None = None,
+        cross_mask: jax.Array | None = None,
+    ) -> jax.Array:
+        """-log p of each target [B, T] after tokens [B, T] over latents [B, S, D]; no logits are kept."""
+        return self.decoder.token_nll(targets, tokens, **self._heard(latents, tokens, scales, cross_mask))
+
+    def _heard(
+        self, latents: jax.Array, tokens: jax.Array, scales: jax.Array | None, cross_mask: jax.Array | None
+    ) -> dict[str, Any]:
+        """What the decoder takes beside `tokens`: short texts read the latents, longer ones their keys and values."""
+        short = tokens.shape[1] <= READ_LATENTS_UP_TO and not self.is_initializing()
+        heard = {"cross": None, "latents": latents} if short else {"cross": self.decoder.cross_kv(latents, scales)}
+        return {"scales": scales, "cross_mask": cross_mask, **heard}

@@ -25,8 +25,7 @@ from jaxmoe.train.setup import load_backbone, load_utterances, make_tx, train
 def make_step(model: MoEWhisper, tx: optax.GradientTransformation) -> StepFn:
     def loss_fn(params: Any, base: Any, batch: Batch) -> jax.Array:
         gates = model.gate_logits(params, batch.embedding)  # [B, 0]
-        logits = model.logits(base, params, batch.latents, batch.tokens, gates, batch.mask)
-        return losses.mean_nll(logits, batch.targets, batch.weights)
+        return losses.mean_nll(model.nll(base, params, batch, gates), batch.weights)
 
     def step(
         state: states.TrainState, base: Any, batch: Batch

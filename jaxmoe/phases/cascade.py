@@ -51,8 +51,7 @@ def make_step(model: MoEWhisper, tx: optax.GradientTransformation, *, ce: float,
         batch = both.batch if isinstance(both, RiskBatch) else both
         gate_logits = model.gate_logits(params, batch.embedding)  # [B, E]
         gates = model.gates(gate_logits)
-        logits = model.logits(base, params, batch.latents, batch.tokens, gates, batch.mask)
-        nll = losses.mean_nll(logits, batch.targets, batch.weights)
+        nll = losses.mean_nll(model.nll(base, params, batch, gates), batch.weights)
         metrics = {"nll": nll, "balance": losses.load_balance(gate_logits), "mean_gate": gates.mean(0)}
         loss = balance * metrics["balance"]
         if isinstance(both, RiskBatch):

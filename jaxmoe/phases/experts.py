@@ -18,7 +18,7 @@ import optax
 from jaxmoe.checkpoint import load_params
 from jaxmoe.data.batches import Batch
 from jaxmoe.model.moe import MoEWhisper
-from jaxmoe.train import losses, optimizer
+from jaxmoe.train import optimizer
 from jaxmoe.train import state as states
 from jaxmoe.train.loop import StepFn
 from jaxmoe.train.setup import load_backbone, load_posterior, load_utterances, make_tx, train
@@ -35,8 +35,7 @@ def local_loss(
     weights, chosen = jax.lax.top_k(gates, k)  # [B, k]
     alone = jax.nn.one_hot(chosen, model.num_experts).reshape(-1, model.num_experts)  # [B * k, E]
     rows = jax.tree.map(lambda x: jnp.repeat(x, k, axis=0), batch)
-    logits = model.logits(base, params, rows.latents, rows.tokens, alone, rows.mask)
-    nll = losses.utterance_nll(logits, rows.targets, rows.weights)  # [B * k]
+    nll = model.nll(base, params, rows, alone)  # [B * k]
     return (weights.reshape(-1) * nll).sum() / jnp.maximum(batch.weights.sum(), 1.0)
 
 

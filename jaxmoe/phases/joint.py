@@ -49,10 +49,8 @@ def make_step(model: MoEWhisper, tx: optax.GradientTransformation, c: ConfigDict
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         gate_logits = model.gate_logits(params, batch.embedding)  # [B, E]
         gates = scheduled_gates(model, gate_logits, step, key, c)  # [B, E], rows sum to 1
-        logits = model.logits(
-            base, params, batch.latents, batch.tokens, gates, batch.mask, exact_top_k=not c.soft_steps
-        )
-        nll = losses.mean_nll(logits, batch.targets, batch.weights)
+        nll = model.nll(base, params, batch, gates, exact_top_k=not c.soft_steps)
+        nll = losses.mean_nll(nll, batch.weights)
         terms = {
             "balance": losses.load_balance(gate_logits),
             "z": losses.z_loss(gate_logits),

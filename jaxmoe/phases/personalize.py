@@ -44,8 +44,7 @@ def make_step(model: MoEWhisper, rank: int, gate_bias: bool, tx: optax.GradientT
         mine = mine if gate_bias else {**mine, "gate_bias": jax.lax.stop_gradient(mine["gate_bias"])}
         composed = personal.compose(params, mine)
         gates = wide.gates(wide.gate_logits(composed, batch.embedding))
-        logits = wide.logits(base, composed, batch.latents, batch.tokens, gates, batch.mask)
-        return losses.mean_nll(logits, batch.targets, batch.weights)
+        return losses.mean_nll(wide.nll(base, composed, batch, gates), batch.weights)
 
     @jax.jit
     def step(mine: Any, opt_state: Any, params: Any, base: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:

@@ -15,9 +15,9 @@ def utterance_nll(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> 
     return (token_nll(logits, targets) * weights).sum(-1)
 
 
-def mean_nll(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    """Mean over the weighted tokens of the whole (global) batch."""
-    return utterance_nll(logits, targets, weights).sum() / jnp.maximum(weights.sum(), 1.0)
+def mean_nll(nll: jax.Array, weights: jax.Array) -> jax.Array:
+    """Mean over the weighted tokens of the whole (global) batch, from the sum [B] of each utterance's."""
+    return nll.sum() / jnp.maximum(weights.sum(), 1.0)
 
 
 def load_balance(gate_logits: jax.Array) -> jax.Array:

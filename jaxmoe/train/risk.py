@@ -17,7 +17,6 @@ from jaxmoe.data.text import Tokenizer
 from jaxmoe.eval import bleu
 from jaxmoe.model.decode import DecodingOptions, decode
 from jaxmoe.model.moe import MoEWhisper
-from jaxmoe.train import losses
 
 Translate = Callable[[Sequence[str]], list[str]]
 SENTENCE_SCORES = {
@@ -73,10 +72,9 @@ def sequence_logprob(
     b, n, t = nbest.tokens.shape
     repeat = lambda x: jnp.repeat(x, n, axis=0)  # [B * N, ...]
     flat = lambda x: x.reshape(b * n, t)
-    logits = model.logits(
-        base, params, repeat(batch.latents), flat(nbest.tokens), repeat(gates), repeat(batch.mask)
-    )
-    return -losses.utterance_nll(logits, flat(nbest.targets), flat(nbest.weights)).reshape(b, n)
+    texts = {"tokens": flat(nbest.tokens), "targets": flat(nbest.targets), "weights": flat(nbest.weights)}
+    rows = jax.tree.map(repeat, batch).replace(**texts)
+    return -model.nll(base, params, rows, repeat(gates)).reshape(b, n)
 
 
 def search(

@@ -21,7 +21,7 @@ from jaxmoe.data.text import Tokenizer
 from jaxmoe.model import lora
 from jaxmoe.model.load import load_whisper
 from jaxmoe.model.moe import MoEWhisper, make_moe
-from jaxmoe.train import losses, optimizer
+from jaxmoe.train import optimizer
 from jaxmoe.train import state as states
 from jaxmoe.train.loop import StepFn, fit
 
@@ -189,8 +189,7 @@ def validation(
     @jax.jit
     def nll(params: Any, base: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         gates = model.gates(model.gate_logits(params, batch.embedding))
-        logits = model.logits(base, params, batch.latents, batch.tokens, gates, batch.mask)
-        return losses.utterance_nll(logits, batch.targets, batch.weights).sum(), batch.weights.sum()
+        return model.nll(base, params, batch, gates).sum(), batch.weights.sum()
 
     def evaluate(params: Any) -> dict[str, float]:
         batches = (sharding.put_batch(source[i], backbone.mesh) for i in range(source.batches_per_epoch))

@@ -125,7 +125,7 @@ def test_logits_loss_and_gradients(setting):
     @jax.value_and_grad
     def loss_fn(params):
         logits = model.logits(base, params, batch, count_padding=True)
-        return losses.mean_nll(logits, batch.targets, batch.weights)
+        return losses.mean_nll(losses.utterance_nll(logits, batch.targets, batch.weights), batch.weights)
 
     logits = jax.jit(model.logits, static_argnames="count_padding")(base, params, batch, count_padding=True)
     expected = numbers["logits"][:, -1 - batch.targets.shape[1] : -1]
