@@ -13,8 +13,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- what make bench printed -->", "<!-- end -->"
 RUNS = (
-    *(("transcribe_speed", f"--question={q}", "--skip_padding", "--csv") for q in ("greedy", "beam")),
-    ("transcribe_speed", "--question=long", "--csv"),
+    *(("transcribe_speed", f"--question={q}", "--skip_padding", "--csv") for q in ("greedy", "beam", "long")),
     ("train_speed",),
     ("experts_cost",),
     ("embed_speed",),
