@@ -278,19 +278,9 @@ class Decoder(nn.Module):
         """Keys and values of cross-attention for all layers, computed once: latents [B, S, D] -> 2 x [L, B, S, D]."""
         return self.blocks.cross_kv(latents.astype(self.dtype), None, scales)[1]
 
-    def __call__(
-        self,
-        tokens: jax.Array,
-        cross: tuple[jax.Array, jax.Array] | None,
-        scales: jax.Array | None = None,
-        cross_mask: jax.Array | None = None,
-        cache: Cache | None = None,
-        position: jax.Array | int = 0,
-        token_mask: jax.Array | None = None,
-        latents: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Logits of tokens [B, T], which stand at `position` .. `position` + T - 1; arguments as `states` has them."""
-        x, cache = self.states(tokens, cross, scales, cross_mask, cache, position, token_mask, latents)
+    def __call__(self, *args: Any, **more: Any) -> tuple[jax.Array, Cache | None]:
+        """Logits [B, T, V] after each of the tokens [B, T] that `states` takes with the rest, and the cache."""
+        x, cache = self.states(*args, **more)
         return self.token_embedding.attend(x).astype(at_least_float32(self.dtype)), cache
 
     def token_nll(self, targets: jax.Array, *args: Any, **more: Any) -> jax.Array:
