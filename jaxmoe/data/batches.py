@@ -69,7 +69,9 @@ class Utterances:
         return len(self.rows)
 
 
-def bucket_sizes(lengths: np.ndarray, multiple: int, padding: float = PADDING, most: int = MAX_BUCKETS) -> np.ndarray:
+def bucket_sizes(
+    lengths: np.ndarray, multiple: int, *, padding: float = PADDING, most: int = MAX_BUCKETS
+) -> np.ndarray:
     """For each length the padded size of its bucket: the fewest buckets that keep padding under a share of the whole.
 
     The sizes are the best there are of their number, by dynamic programming over the lengths rounded up to `multiple`.
@@ -166,7 +168,7 @@ class BatchSource:
         tokens = np.array([len(t) - 1 for t in utterances.tokens])
         for size in np.unique(self.sizes):
             of_size = self.sizes == size
-            self.token_sizes[of_size] = bucket_sizes(tokens[of_size], 4, TOKEN_PADDING, min(buckets, 2))
+            self.token_sizes[of_size] = bucket_sizes(tokens[of_size], 4, padding=TOKEN_PADDING, most=min(buckets, 2))
         self._epoch: tuple[int, list[np.ndarray]] = (-1, [])
 
     def __len__(self) -> int:

@@ -105,7 +105,7 @@ class PairSource:
             raise ValueError("no sentence pairs to train on.")
         self.pairs, self.batch_size, self.steps, self.seed = pairs, batch_size, steps, seed
         lengths = np.array([[len(side) for side in pair] for pair in pairs])  # [U, 2]
-        self._bucket = bucket_sizes(lengths.sum(1), 2, 8)  # [U]; each bucket is compiled once
+        self._bucket = bucket_sizes(lengths.sum(1), 8, most=2)  # [U]; each bucket is compiled once
         self._sizes = {b: -(-lengths[self._bucket == b].max(0) // 8) * 8 for b in set(self._bucket)}
 
     def __len__(self) -> int:

@@ -80,9 +80,9 @@ class PromptedSource:
         self.utterances, self.wrapping = utterances, wrapping
         self.batch_size, self.steps, self.seed, self.share = batch_size, steps, seed, translation_share
         lengths = np.array([u.positions for u in utterances])
-        self.sizes = bucket_sizes(lengths, buckets, 50) if utterances[0].latents else np.zeros(len(lengths), int)
-        longest = max(len(t) for u in utterances for t in u.targets.values())
-        self.target_size = -(-longest // 8) * 8
+        self.sizes = bucket_sizes(lengths, 50, most=buckets) if utterances[0].latents else np.zeros(len(lengths), int)
+        longest = np.array([max(map(len, u.targets.values())) for u in utterances])
+        self.target_sizes = {size: -(-longest[self.sizes == size].max() // 8) * 8 for size in np.unique(self.sizes)}
 
     def __len__(self) -> int:
         return self.steps
@@ -98,7 +98,8 @@ class PromptedSource:
             task = "translation" if rng.random() < self.share else "asr"
             task = task if task in targets else next(iter(targets))
             rows.append((self.utterances[i], PROMPTS[task][rng.integers(len(PROMPTS[task]))], targets[task]))
-        return collate(rows, self.wrapping, int(self.sizes[picked].max()), self.target_size)
+        target_size = max(self.target_sizes[size] for size in self.sizes[picked])
+        return collate(rows, self.wrapping, int(self.sizes[picked].max()), int(target_size))
 
     def _plan(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch: a shuffle, sorted stably by size and cut."""

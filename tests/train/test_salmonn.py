@@ -83,6 +83,18 @@ def test_batches_hold_what_was_drawn(setting):
     assert {task for _, task in seen} == {"translation", "asr"} and len({i for i, _ in seen}) == 12
 
 
+def test_batches_are_no_wider_than_their_utterances_need():
+    """Short recordings with short texts, and long ones with long texts."""
+
+    def spoken(positions, tokens):
+        return Spoken(lambda: np.ones((positions, 4), np.float32), None, positions, {"asr": [5] * tokens})
+
+    utterances = [spoken(90 + i, 7) for i in range(8)] + [spoken(490 + i, 23) for i in range(8)]
+    source = source_of(utterances, steps=4)
+    assert sorted(source[i].heard.shape for i in range(4)) == [(4, 100), (4, 100), (4, 500), (4, 500)]
+    assert {source[i].targets.shape for i in range(4)} == {(4, 8), (4, 24)}
+
+
 def test_padding_changes_nothing(setting):
     """An utterance's logits are the same alone and beside a longer one with a longer prompt."""
     model, base, utterances = setting
