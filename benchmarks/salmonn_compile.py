@@ -6,6 +6,7 @@ Figures are XLA's own buffer assignment for the chip: arguments and temporaries 
 """
 
 import argparse
+import functools
 import importlib.util
 import json
 import math
@@ -30,7 +31,7 @@ from jaxmoe.model.llm import LanguageModel, LanguageModelDimensions
 from jaxmoe.model.qformer import Connector, QFormerDimensions
 from jaxmoe.model.salmonn import Prompted, Salmonn
 from jaxmoe.model.whisper import Encoder, ModelDimensions
-from jaxmoe.train import losses
+from jaxmoe.phases.salmonn import answer_nll, make_step
 from jaxmoe.train import state as states
 
 WHISPER = ModelDimensions(80, 1500, 1280, 20, 32, 51865, 448, 1280, 20, 32)  # large-v2
@@ -82,19 +83,8 @@ def prompted(x: dict) -> Prompted:
 
 
 def make_train(model: Salmonn, tx: optax.GradientTransformation):
-    def train(state: states.TrainState, base: dict, x: dict) -> tuple[states.TrainState, jax.Array]:
-        batch, key = prompted(x), jax.random.fold_in(state.key, state.step)
-
-        def loss_fn(params: dict) -> jax.Array:
-            logits = model.logits(base, params, batch, key)
-            return losses.mean_nll(losses.utterance_nll(logits, batch.targets, batch.weights), batch.weights)
-
-        loss, grads = jax.value_and_grad(loss_fn)(state.params)
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state.replace(step=state.step + 1, params=params, opt_state=opt_state), loss
-
-    return train
+    step = make_step(functools.partial(answer_nll, model), tx)
+    return lambda state, base, x: step(state, base, prompted(x))
 
 
 def make_decode(model: Salmonn):

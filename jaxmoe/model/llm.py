@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.model import cross_entropy
 from jaxmoe.model.lora import LoRADense, by_rows
 
 # {"key", "value"}, each [B, C, G, K]; a leading L where layers are scanned, else a tuple of L; a prefix has no B
@@ -254,7 +255,24 @@ class LanguageModel(nn.Module):
         """Logits and the cache after tokens [B, T]; the rest as `from_embeddings` takes it."""
         return self.from_embeddings(self.embed(tokens), *where, **more)
 
-    def from_embeddings(
+    def from_embeddings(self, *where: jax.Array, **more: Any) -> tuple[jax.Array, Cache]:
+        """Logits [B, T, V], or what `read` leaves of them, and the cache; arguments as `states` takes them."""
+        x, cache = self.states(*where, **more)
+        if not self.dims.tied:
+            logits = self.output(x)
+        elif self.scan_layers:
+            logits = self.token_embedding.attend(x)
+        else:  # on a CPU
+            logits = by_rows(x, self.token_embedding.embedding.astype(self.dtype))
+        return logits.astype(jnp.float32), cache
+
+    def token_nll(self, targets: jax.Array, *where: jax.Array, **more: Any) -> jax.Array:
+        """-log p of each target [B, T] where `states` reads with the rest; no logits are kept."""
+        x, _ = self.states(*where, **more)
+        words = self.token_embedding.embedding if self.dims.tied else self.output.get_variable("params", "kernel").T
+        return cross_entropy.token_nll(x.reshape(-1, x.shape[-1]), words, targets.reshape(-1)).reshape(targets.shape)
+
+    def states(
         self,
         x: jax.Array,
         positions: jax.Array,
@@ -266,16 +284,17 @@ class LanguageModel(nn.Module):
         prefix: Cache = None,
         read: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache]:
-        """Logits and the cache after x [B, T, D] at positions [B, T] (counted from the start of the prefix).
+        """What the vocabulary is multiplied with, [B, T, D], and the cache after x [B, T, D] at positions [B, T].
+
+        Positions count from the start of the prefix.
 
         x: embeddings of tokens (`embed`) or whatever else is to be read in their place.
         mask [B, C]: which slots hold a token, these included; a token sees those of them up to its own slot. Padding
         may stand on either side. Without a cache C = T, and the cache returned holds just these tokens. A mask
         [B, T, C] says for each token what it sees, whatever the order of the slots.
         scales [B, K]: of the low-rank columns in the collection "lora" (model/lora.py); None leaves them out.
-        read [B] or [B, N]: give logits only at these indices of each row, [B, V] or [B, N, V]; otherwise [B, T, V].
+        read [B] or [B, N]: give only these indices of each row, [B, D] or [B, N, D].
         """
-        d = self.dims
         x = x.astype(self.dtype)
         if mask.ndim == 2:
             slots = jnp.arange(mask.shape[1])[None, None, :]
@@ -286,14 +305,7 @@ class LanguageModel(nn.Module):
         if read is not None:
             at = read.reshape(read.shape[0], -1, 1)
             x = jnp.take_along_axis(x, at, axis=1).reshape(*read.shape, x.shape[-1])
-        x = self.norm(x)
-        if not d.tied:
-            logits = self.output(x)
-        elif self.scan_layers:
-            logits = self.token_embedding.attend(x)
-        else:  # on a CPU
-            logits = by_rows(x, self.token_embedding.embedding.astype(self.dtype))
-        return logits.astype(jnp.float32), cache
+        return self.norm(x), cache
 
     def _views(self, positions: jax.Array, mask: jax.Array, span: int) -> tuple[View, ...]:
         """What layers see that see everything, and what local ones do, from positions [B, T] and mask [B, T, C]."""

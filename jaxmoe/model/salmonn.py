@@ -122,19 +122,32 @@ class Salmonn:
         """Input embeddings of the language model."""
         return self.llm.apply({"params": base["llm"]}, tokens, method="embed")
 
-    def logits(
-        self,
-        base: Params,
-        params: Params,
-        batch: Prompted,
-        dropout: jax.Array | None = None,
-        count_padding: bool = False,
-    ) -> jax.Array:
+    def logits(self, base: Params, params: Params, batch: Prompted, *, count_padding: bool = False) -> jax.Array:
         """Logits [B, T, V] of the targets.
 
         count_padding: positions count what is masked too, as the original does in training; its generation, and ours
         throughout, do not.
         """
+        where, more = self._answering(base, params, batch, None, count_padding)
+        return self.llm.apply(*where, method="from_embeddings", **more)[0]
+
+    def token_nll(
+        self,
+        base: Params,
+        params: Params,
+        batch: Prompted,
+        dropout: jax.Array | None = None,
+        *,
+        count_padding: bool = False,
+    ) -> jax.Array:
+        """-log p of each target [B, T]; dropout as of `speech`, count_padding as of `logits`."""
+        (variables, *where), more = self._answering(base, params, batch, dropout, count_padding)
+        return self.llm.apply(variables, batch.targets, *where, method="token_nll", **more)
+
+    def _answering(
+        self, base: Params, params: Params, batch: Prompted, dropout: jax.Array | None, count_padding: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The language model's variables, and what its `states` takes to read where targets are predicted."""
         x, mask = self.prompt(base, params, batch, dropout)
         given = x.shape[1]
         x = jnp.concatenate([x, self.embed(base, batch.targets)], axis=1)
@@ -143,11 +156,9 @@ class Salmonn:
         counted = jnp.broadcast_to(jnp.arange(length)[None], mask.shape)
         positions = counted if count_padding else jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
         read = counted[:, given - 1 : -1]  # a token is predicted where the one before it stands
-        logits, _ = self.llm.apply(
-            {"params": base["llm"], "lora": self.columns(params)}, x, positions, mask, method="from_embeddings",
-            scales=jnp.full((rows, self.rank), self.alpha / max(self.rank, 1)), read=read,
-        )  # fmt: skip
-        return logits
+        variables = {"params": base["llm"], "lora": self.columns(params)}
+        scales = jnp.full((rows, self.rank), self.alpha / max(self.rank, 1))
+        return (variables, x, positions, mask), {"scales": scales, "read": read}
 
     def columns(self, params: Params) -> dict[str, Any]:
         """The LoRA as the "lora" collection of `llm`."""

@@ -114,11 +114,11 @@ class ChatModel:
         lines = [ids[:n].tolist() for ids, n in zip(np.asarray(out), np.asarray(number), strict=True)]
         return [clean(self.tokenizer.decode(ids), text) for ids, text in zip(lines, texts, strict=False)]
 
-    def trainable(self) -> tuple[Any, "Logits"]:
-        """The frozen side {"params", "prefix"}, layers stacked, and the logits that fine-tuning needs."""
+    def trainable(self) -> tuple[Any, "TokenNll"]:
+        """The frozen side {"params", "prefix"}, layers stacked, and the loss that fine-tuning needs."""
         model, params = self._read(scan=True)
         prefix = llm_decode.make_prefix(model, params, jnp.array(self._around.before))
-        return {"params": params, "prefix": prefix}, Logits(model)
+        return {"params": params, "prefix": prefix}, TokenNll(model)
 
     def _read(self, scan: bool) -> tuple[llm.LanguageModel, Any]:
         from jaxmoe.model.load import gguf, hf_llm
@@ -132,8 +132,8 @@ class ChatModel:
 
 
 @dataclasses.dataclass(frozen=True)
-class Logits:
-    """Teacher-forced logits [B, T, V] of a batch's targets under low-rank columns."""
+class TokenNll:
+    """-log p of each target [B, T] of a batch under low-rank columns."""
 
     model: llm.LanguageModel
 
@@ -145,16 +145,10 @@ class Logits:
         positions = span + jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
         # The vocabulary's GEMM, half of the work otherwise, at the places before a target only.
         read = jnp.broadcast_to(size - 1 + jnp.arange(batch.targets.shape[1]), batch.targets.shape)
-        logits, _ = self.model.apply(
-            {"params": base["params"], "lora": columns},
-            tokens,
-            positions,
-            mask,
-            scales=scales,
-            prefix=base["prefix"],
-            read=read,
-        )
-        return logits
+        where = self.model.apply({"params": base["params"]}, tokens, method="embed"), positions, mask
+        more = {"scales": scales, "prefix": base["prefix"], "read": read}
+        variables = {"params": base["params"], "lora": columns}
+        return self.model.apply(variables, batch.targets, *where, method="token_nll", **more)
 
 
 def clean(answer: str, source: str) -> str:

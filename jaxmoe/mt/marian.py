@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxmoe.data.pairs import PairBatch
 from jaxmoe.model import lora, marian
@@ -76,10 +77,10 @@ class MarianModel:
     def _text(self, ids: Sequence[int]) -> str:
         return "".join(self._pieces.get(i, "") for i in ids).replace("▁", " ").strip()
 
-    def trainable(self) -> tuple[Any, "Logits"]:
-        """The frozen side {"params"} and the logits that fine-tuning needs."""
+    def trainable(self) -> tuple[Any, "TokenNll"]:
+        """The frozen side {"params"} and the loss that fine-tuning needs."""
         model, params = self._read()
-        return {"params": params}, Logits(model)
+        return {"params": params}, TokenNll(model)
 
     def _read(self) -> tuple[marian.Marian, Any]:
         dims, params = loader.load(self._folder)
@@ -88,8 +89,8 @@ class MarianModel:
 
 
 @dataclasses.dataclass(frozen=True)
-class Logits:
-    """Teacher-forced logits [B, T, V] of a batch's targets under low-rank columns."""
+class TokenNll:
+    """-log p of each target [B, T] of a batch under low-rank columns."""
 
     model: marian.Marian
 
@@ -97,4 +98,5 @@ class Logits:
         start = jnp.full_like(batch.targets[:, :1], self.model.dims.pad)
         tokens = jnp.concatenate([start, batch.targets[:, :-1]], axis=1)
         variables = {"params": base["params"], "lora": columns}
-        return self.model.apply(variables, batch.source, batch.source_mask, tokens, scales)
+        logits = self.model.apply(variables, batch.source, batch.source_mask, tokens, scales)
+        return optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch.targets)

@@ -24,24 +24,23 @@ from jaxmoe.data.batches import iterate
 from jaxmoe.data.pairs import Encoded, Pair, PairBatch, PairSource
 from jaxmoe.model import lora
 from jaxmoe.mt import local
-from jaxmoe.train import losses
 from jaxmoe.train import state as states
 from jaxmoe.train.loop import StepFn, fit
 from jaxmoe.train.setup import make_tx
 
 TARGETS = (r"(.*/)?blocks/.*",)  # every linear map of every layer
-Logits = Callable[[Any, Any, jax.Array, PairBatch], jax.Array]
+TokenNll = Callable[[Any, Any, jax.Array, PairBatch], jax.Array]
 Loss = Callable[[Any, Any, PairBatch], tuple[jax.Array, jax.Array]]
 
 
-def make_loss(logits: Logits, alpha: float) -> Loss:
+def make_loss(token_nll: TokenNll, alpha: float) -> Loss:
     """(bank, base, batch) -> negative log-likelihood in nats and number of the German tokens of a batch."""
 
     def loss(bank: Any, base: Any, batch: PairBatch) -> tuple[jax.Array, jax.Array]:
         columns = lora.nested(lora.stack(bank, {}))
         scales = lora.one_scale(bank, alpha, len(batch.source))
-        out = logits(base, columns, scales, batch)
-        return losses.utterance_nll(out, batch.targets, batch.weights).sum(), batch.weights.sum()
+        nll = token_nll(base, columns, scales, batch)
+        return (nll * batch.weights).sum(), batch.weights.sum()
 
     return loss
 
@@ -83,7 +82,7 @@ def tune(
     """Trains adapters of `model` on pairs as config.mt_tuning says and returns their file in `folder`."""
     c, path = config.mt_tuning, local.find(model)
     network = local.open_network(path)
-    base, logits = network.trainable()
+    base, token_nll = network.trainable()
     encoded = [pair_data.encode(p, network.source, network.target, c.max_tokens) for p in (train, validation)]
     if not all(encoded):
         raise ValueError(f"config.mt_tuning: {len(train)} pairs to train on, {len(validation)} to validate; need both.")
@@ -91,7 +90,7 @@ def tune(
     base = jax.device_put(base, sharding.replicated(mesh))
     shapes = lora.linear_shapes(base["params"], TARGETS)
     bank = lora.init_bank(jax.random.key(config.seed), shapes, num_experts=1, rank=c.rank)
-    tx, loss = make_tx(c, bank, [r".*"]), make_loss(logits, c.alpha)
+    tx, loss = make_tx(c, bank, [r".*"]), make_loss(token_nll, c.alpha)
     fit(
         make_step(loss, tx),
         states.create(bank, tx, config.seed),

@@ -21,7 +21,7 @@ from jaxmoe.data import lineage
 from jaxmoe.data.batches import iterate
 from jaxmoe.data.prompted import PromptedSource, Spoken
 from jaxmoe.model.salmonn import Prompted, Salmonn
-from jaxmoe.train import losses, spelling
+from jaxmoe.train import spelling
 from jaxmoe.train import state as states
 from jaxmoe.train.loop import StepFn, fit
 from jaxmoe.train.salmonn import Opened, open_salmonn, utterances
@@ -35,8 +35,8 @@ def answer_nll(
     model: Salmonn, params: Any, base: Any, batch: Prompted, dropout: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """Nats and tokens of what the language model is to answer, summed over the batch."""
-    logits = model.logits(base, params, batch, dropout)
-    return losses.utterance_nll(logits, batch.targets, batch.weights).sum(), batch.weights.sum()
+    nll = model.token_nll(base, params, batch, dropout)
+    return (nll * batch.weights).sum(), batch.weights.sum()
 
 
 def make_step(loss: Loss, tx: optax.GradientTransformation) -> StepFn:

@@ -4,17 +4,6 @@ import jax
 import jax.numpy as jnp
 
 
-def token_nll(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """-log p(target): logits [..., V], targets [...] -> [...]."""
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - picked
-
-
-def utterance_nll(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-    """Sum over an utterance's weighted tokens: [B, T, V] -> [B]."""
-    return (token_nll(logits, targets) * weights).sum(-1)
-
-
 def mean_nll(nll: jax.Array, weights: jax.Array) -> jax.Array:
     """Mean over the weighted tokens of the whole (global) batch, from the sum [B] of each utterance's."""
     return nll.sum() / jnp.maximum(weights.sum(), 1.0)

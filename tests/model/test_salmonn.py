@@ -124,8 +124,8 @@ def test_logits_loss_and_gradients(setting):
     @jax.jit
     @jax.value_and_grad
     def loss_fn(params):
-        logits = model.logits(base, params, batch, count_padding=True)
-        return losses.mean_nll(losses.utterance_nll(logits, batch.targets, batch.weights), batch.weights)
+        nll = model.token_nll(base, params, batch, count_padding=True)
+        return losses.mean_nll((nll * batch.weights).sum(1), batch.weights)
 
     logits = jax.jit(model.logits, static_argnames="count_padding")(base, params, batch, count_padding=True)
     expected = numbers["logits"][:, -1 - batch.targets.shape[1] : -1]

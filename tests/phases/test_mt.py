@@ -59,12 +59,12 @@ def test_loss_is_transformers_on_the_german_tokens(path):
     import torch
 
     network = local.open_network(path)
-    base, logits = network.trainable()
+    base, token_nll = network.trainable()
     encoded = pairs.encode(PAIRS, network.source, network.target, limit=64)
     (batch,) = pairs.all_batches(encoded, batch_size=8)
     shapes = lora.linear_shapes(base["params"], phase.TARGETS)
     bank = lora.init_bank(jax.random.key(0), shapes, num_experts=1, rank=2)
-    total, count = phase.make_loss(logits, alpha=4.0)(bank, base, batch)
+    total, count = phase.make_loss(token_nll, alpha=4.0)(bank, base, batch)
     made, want, tokens = tiny_llm.model(), 0.0, 0
     for source, target in encoded:
         ids = torch.tensor([network._around.before + source + target])
@@ -128,12 +128,11 @@ def test_it_stops_when_validation_gets_worse_and_keeps_the_best(path, tmp_path):
     phase.tune(config, tmp_path, str(path), PAIRS, shuffled)  # asked again, it does not go on
     assert seen(tmp_path) == figures
     network = local.open_network(path)
-    base, logits = network.trainable()
+    base, token_nll = network.trainable()
     columns, scales = lora.load(file, local.digest(path))
     batch = pairs.all_batches(pairs.encode(shuffled, network.source, network.target, 64), 8)[0]
-    out = logits(base, lora.nested(columns), jnp.tile(scales, (8, 1)), batch)
-    logprob = jnp.take_along_axis(jax.nn.log_softmax(out), batch.targets[..., None], axis=-1)[..., 0]
-    np.testing.assert_allclose(-(logprob * batch.weights).sum() / batch.weights.sum(), min(figures), rtol=1e-4)
+    nll = token_nll(base, lora.nested(columns), jnp.tile(scales, (8, 1)), batch)
+    np.testing.assert_allclose((nll * batch.weights).sum() / batch.weights.sum(), min(figures), rtol=1e-4)
 
 
 def test_adapters_of_another_model_are_refused(path, tmp_path):
