@@ -91,6 +91,12 @@ def _add_recognition(group: _Group) -> None:
         help="cut recordings of over 30 s where they are quietest and work on all parts at once: faster",
     )
     group.add_argument(
+        "--without_timestamps",
+        action="store_true",
+        help="one segment for 30 s, or for a part of --cut_at_pauses: nothing is heard twice, which is faster still, "
+        "but more words are wrong and subtitles are long",
+    )
+    group.add_argument(
         "--skip_padding",
         action="store_true",
         help="approximate the silence that fills short recordings up to 30 s, and compute it only for texts that come "
@@ -274,6 +280,7 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
         condition_on_previous_text=args.condition_on_previous_text,
         batch_size=args.batch_size,
         cut_at_pauses=args.cut_at_pauses,
+        without_timestamps=args.without_timestamps,
     )
     system.tokenizer.sot_sequence(options.language)  # a language the model lacks fails here, before any work
     say = lambda text: args.quiet or tqdm.write(text, file=sys.stdout)

@@ -164,8 +164,9 @@ def _hear(system: Recogniser, parts: list[_Part], options: TranscribeOptions) ->
     latents, embedding = system.encode(system.log_mel(samples, lengths), lengths)
     mask = system.cross_mask(lengths, size // SAMPLES_PER_POSITION)
     windows: dict[int, Window] = {}
+    timed = [system.short_timestamps or part.job.frames > N_FRAMES for part in parts]
     for timestamps in (True, False):
-        at = [i for i, p in enumerate(parts) if timestamps == (system.short_timestamps or p.job.frames > N_FRAMES)]
+        at = [i for i, wanted in enumerate(timed) if timestamps == (wanted and not options.without_timestamps)]
         if at:
             rows = slice(None) if at == list(range(len(latents))) else np.array(at)  # all of them: no copy
             prompt, token_mask = _prompts([parts[i] for i in at], system, options, timestamps)

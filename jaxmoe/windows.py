@@ -34,6 +34,7 @@ class TranscribeOptions:
       batch_size: windows worked on at a time, of as many recordings.
       max_tokens: longest text of a window.
       cut_at_pauses: cuts recordings of over 30 s into parts where they are quietest, which are worked on side by side.
+      without_timestamps: a window is one segment, heard once; otherwise what it has left unfinished is heard again.
       seed: of the samples; a window's samples depend on it and on the window's place only.
     """
 
@@ -51,6 +52,7 @@ class TranscribeOptions:
     batch_size: int = 8
     max_tokens: int = 224
     cut_at_pauses: bool = False
+    without_timestamps: bool = False
     seed: int = 0
 
 

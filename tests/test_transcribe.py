@@ -202,6 +202,15 @@ def test_parts_side_by_side_say_what_windows_in_turn_say(system):
     assert times == sorted(times) and times[-1] <= 48.0
 
 
+def test_without_timestamps_every_part_is_one_segment_and_heard_once(system):
+    long = np.concatenate([load_audio(JFK), np.zeros(SAMPLE_RATE, np.float32)] * 4)  # 48 s
+    said = run(system, [long], cut_at_pauses=True, without_timestamps=True)[0]
+    edges = [0.0, *(c / SAMPLE_RATE for c in pauses(long)), 48.0]
+    assert [(s.start, s.end) for s in said.segments] == [tuple(np.round(e, 2)) for e in pairwise(edges)]
+    assert all(t < system.tokenizer.timestamp_begin for s in said.segments for t in s.tokens)
+    assert said.text.lower().count("fellow americans") == 4
+
+
 def test_short_recordings_hear_only_themselves_where_30_s_are_not_wanted(system):
     quick = Recogniser(system.name, system.model, system.params, system.tokenizer, exact=False)
     assert run(quick, [load_audio(JFK)])[0].text == SAID
