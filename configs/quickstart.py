@@ -98,8 +98,8 @@ def get_config(variant: str = "full") -> ConfigDict:
         shots=0,  # recordings that each evaluation speaker gives; 0 turns the phase off
         rank=4,  # of the person's LoRA; 0 for none
         gate_bias=True,
-        steps=30,
-        lr=1e-3,
+        steps=30,  # at most; the recordings themselves say how many are good for them
+        lr=5e-4,
         weight_decay=0.01,
         clip_norm=1.0,
     )

@@ -6,7 +6,8 @@ Writes  WORKDIR/personalize/<speaker>/params            mixture parameters, thei
         WORKDIR/personalize/figures.json                WER before and after, over all speakers
 
 Every speaker of the evaluation split gives config.personalize.shots recordings and is judged on the others; one who has
-no more than that is adapted and not judged. Speakers that are done are not done again.
+no more than that is adapted and not judged. Some of the recordings given decide after how many steps training ends, so
+that it does not only learn their words. Speakers that are done are not done again.
 """
 
 from collections.abc import Sequence
@@ -33,24 +34,33 @@ from jaxmoe.train import losses, optimizer
 from jaxmoe.train.setup import Backbone, load_backbone, load_utterances
 from jaxmoe.windows import TranscribeOptions, decode_latents
 
+PATIENCE = 6  # steps
+MIN_GAIN = 0.01  # of the loss on recordings left out; less may be chance
+
 Row = dict[str, Any]
 
 
 def make_step(model: MoEWhisper, rank: int, gate_bias: bool, tx: optax.GradientTransformation) -> Any:
-    """(personal, opt_state, params, base, batch) -> (personal, opt_state, loss): cross-entropy through the mixture."""
+    """(personal, opt_state, params, base, batch, kept [B]) -> (personal, opt_state, nats a token [2]).
+
+    Minimised is the cross-entropy, through the mixture, of the utterances that are kept; given back are theirs and the
+    others', before the step.
+    """
     wide = personal.widened(model, rank)
 
-    def loss_fn(mine: Any, params: Any, base: Any, batch: Batch) -> jax.Array:
+    def loss_fn(mine: Any, params: Any, base: Any, batch: Batch, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
         mine = mine if gate_bias else {**mine, "gate_bias": jax.lax.stop_gradient(mine["gate_bias"])}
         composed = personal.compose(params, mine)
         gates = wide.gates(wide.gate_logits(composed, batch.embedding))
-        return losses.mean_nll(wide.nll(base, composed, batch, gates), batch.weights)
+        nll = wide.nll(base, composed, batch, gates)
+        mean = lambda part: losses.mean_nll(nll * part, batch.weights * part[:, None])
+        return mean(kept), jnp.stack([mean(kept), mean(1.0 - kept)])
 
     @jax.jit
-    def step(mine: Any, opt_state: Any, params: Any, base: Any, batch: Batch) -> tuple[Any, Any, jax.Array]:
-        loss, grads = jax.value_and_grad(loss_fn)(mine, params, base, batch)
+    def step(mine: Any, opt_state: Any, params: Any, base: Any, batch: Batch, kept: jax.Array) -> tuple[Any, Any, Any]:
+        (_, nll), grads = jax.value_and_grad(loss_fn, has_aux=True)(mine, params, base, batch, kept)
         updates, opt_state = tx.update(grads, opt_state, mine)
-        return optax.apply_updates(mine, updates), opt_state, loss
+        return optax.apply_updates(mine, updates), opt_state, nll
 
     return step
 
@@ -64,31 +74,52 @@ def chosen(ids: Sequence[str], shots: int, seed: int) -> tuple[list[int], list[i
 class Adapter:
     """Adapts to one speaker after the other with programs compiled once."""
 
-    def __init__(self, config: ConfigDict, backbone: Backbone, params: Any, utterances: Utterances):
+    def __init__(self, config: ConfigDict, model: MoEWhisper, base: Any, params: Any, utterances: Utterances):
         c = config.personalize
-        self.c, self.seed, self.backbone, self.params, self.utterances = c, config.seed, backbone, params, utterances
+        self.c, self.seed, self.utterances = c, config.seed, utterances
+        self.model, self.base, self.params = model, base, params
         lengths = [utterances.embeddings.length(r) for r in utterances.rows]
         self.size = -(-max(lengths) // 50) * 50
         self.token_size = -(-max(len(t) for t in utterances.tokens) // 8) * 8
         fields = dict(lr=c.lr, steps=c.steps, warmup=1, weight_decay=c.weight_decay, clip_norm=c.clip_norm)
         start = self._start()
         self.tx = optimizer.make_tx(jax.tree.map(lambda _: "train", start), **fields)
-        self.step = make_step(backbone.model, c.rank, c.gate_bias, self.tx)
+        self.step = make_step(model, c.rank, c.gate_bias, self.tx)
 
     def _start(self) -> Any:
-        return personal.init(self.backbone.model, self.backbone.base, jax.random.key(self.seed), self.c.rank)
+        return personal.init(self.model, self.base, jax.random.key(self.seed), self.c.rank)
 
-    def __call__(self, rows: Sequence[int]) -> Any:
-        """Mixture parameters adapted to the utterances `rows`, all of them in every step."""
-        picked = np.resize(np.array(rows), self.c.shots)  # fewer recordings repeat, so that the shape stays
+    def __call__(self, rows: Sequence[int]) -> tuple[Any, int]:
+        """Mixture parameters adapted to the utterances `rows`, and the steps that took.
+
+        Every third recording is left out of a first training, to see after how many steps it is understood best; a
+        second one takes so many on all of them. They are 0 where it is not better understood by MIN_GAIN.
+        """
+        number = np.arange(self.c.shots) % len(rows)  # fewer recordings repeat, so that the shape stays
+        picked, left_out = np.array(rows)[number], number % 3 == 1
         batch = jax.tree.map(jnp.asarray, collate(self.utterances, picked, self.size, self.token_size))
-        mine, base = self._start(), self.backbone.base
-        opt_state = self.tx.init(mine)
-        for _ in range(self.c.steps):
-            mine, opt_state, loss = self.step(mine, opt_state, self.params, base, batch)
-        if not np.isfinite(loss):
-            raise FloatingPointError("personalize: the loss is not finite; lower config.personalize.lr.")
-        return personal.compose(self.params, mine)
+        _, nll = self._train(batch, ~left_out, self.c.steps, PATIENCE)
+        steps = int(nll[:, 1].argmin())
+        if not left_out.any() or nll[steps, 1] > (1 - MIN_GAIN) * nll[0, 1]:
+            steps = 0
+        mine, _ = self._train(batch, np.ones_like(left_out), steps)
+        return personal.compose(self.params, mine), steps
+
+    def _train(self, batch: Batch, kept: np.ndarray, steps: int, patience: int = 0) -> tuple[Any, np.ndarray]:
+        """Personal parameters after `steps`, and what `make_step` gave back before each [steps, 2].
+
+        patience: ends after so many steps in which those not kept were never better understood; 0 for never.
+        """
+        mine, seen = self._start(), np.zeros((0, 2))
+        opt_state, by = self.tx.init(mine), jnp.asarray(kept, jnp.float32)
+        for _ in range(steps):
+            mine, opt_state, nll = self.step(mine, opt_state, self.params, self.base, batch, by)
+            seen = np.vstack([seen, nll])
+            if not np.isfinite(seen).all():
+                raise FloatingPointError("personalize: the loss is not finite; lower config.personalize.lr.")
+            if patience and len(seen) - seen[:, 1].argmin() > patience:
+                break
+        return mine, seen
 
 
 def hypotheses(
@@ -126,6 +157,7 @@ def figures(lines: Sequence[Row]) -> Row:
         "wer_after": rates[1],
         "difference": difference.difference,
         "difference_ci95": difference.ci95,
+        "adapted_speakers": len({x["speaker"] for x in lines if x["steps"]}),
         "better_speakers": int((wer.rate(after) < wer.rate(before)).sum()),
         "worse_speakers": int((wer.rate(after) > wer.rate(before)).sum()),
     }
@@ -145,20 +177,21 @@ def run(config: ConfigDict, workdir: Path) -> None:
     for i, id_ in enumerate(ids):
         if id_ in about:  # windows of longer recordings are not
             speakers.setdefault(about[id_]["speaker"], []).append(i)
-    adapter, wide = Adapter(config, backbone, params, utterances), personal.widened(model, c.rank)
+    adapter, wide = Adapter(config, model, backbone.base, params, utterances), personal.widened(model, c.rank)
     lines: list[Row] = []
     for speaker, members in tqdm(sorted(speakers.items()), desc="personalize", unit="speaker"):
         file = personal_folder(workdir, speaker) / "hypotheses.jsonl"
         if not file.exists():
             given, rest = chosen([ids[i] for i in members], c.shots, config.seed)
             given, rest = [members[i] for i in given], [members[i] for i in rest]
-            mine = adapter(given)
+            mine, steps = adapter(given)
             lineage.write(file.parent, [speaker], workdir / "joint")
             save_params(file.parent / "params", mine)
             before = hypotheses(config, backbone, model, params, utterances, rest)
             after = hypotheses(config, backbone, wide, mine, utterances, rest)
             rows = [
-                {"id": ids[i], "speaker": speaker, "reference": about[ids[i]]["text"], "before": b, "after": a}
+                {"id": ids[i], "speaker": speaker, "steps": steps, "reference": about[ids[i]]["text"]}
+                | {"before": b, "after": a}
                 for i, b, a in zip(rest, before, after, strict=True)
             ]
             temporary = file.with_suffix(".tmp")
@@ -172,7 +205,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     (folder / "figures.json").write_text(json.dumps(found, indent=2))
     span = found["difference_ci95"]
     print(
-        f"  {found['speakers']} speakers, {c.shots} recordings each: WER {found['wer_before']:.1f} -> "
-        f"{found['wer_after']:.1f} (difference {found['difference']:+.1f}"
+        f"  {found['speakers']} speakers, {c.shots} recordings each, of use to {found['adapted_speakers']} of them:"
+        f" WER {found['wer_before']:.1f} -> {found['wer_after']:.1f} (difference {found['difference']:+.1f}"
         + (f", 95 % {span[0]:+.1f} to {span[1]:+.1f})" if span else ")")
     )
