@@ -36,7 +36,7 @@ def test_every_file_of_the_contract_is_there(workdir):
         assert (workdir / name).exists(), name
     for phase in ("gate", "experts", "joint", "baseline"):
         lines = [json.loads(x) for x in (workdir / phase / "metrics.jsonl").read_text().splitlines()]
-        assert lines[-1]["step"] == 4 and np.isfinite(lines[-1]["loss"])
+        assert lines[-1]["step"] == 4 and np.isfinite(lines[-1]["loss"]) and 0 <= lines[-1]["input_wait"] < 1
         assert list((workdir / phase / "tensorboard").iterdir())
     metrics = json.loads((workdir / "report" / "metrics.json").read_text())
     rows = {s["key"]: s for s in metrics["systems"]}

@@ -119,13 +119,16 @@ def fit(
 
     if select and not writer.lines:
         writer.write(0, judge(state.params))
-    began, seen = time.perf_counter(), start
+    began, seen, waited = time.perf_counter(), start, 0.0
     recent: list[Metrics] = []
     bar = tqdm(total=steps, initial=start, desc=folder.name, unit="step", mininterval=2.0)
     for number in range(start + 1, steps + 1):
         if patience and _since_lowest(writer.of(select)) >= patience:
             break
-        state, metrics = jitted(state, base, sharding.put_batch(prepare(state, next(batches)), mesh))
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        state, metrics = jitted(state, base, sharding.put_batch(prepare(state, batch), mesh))
         bar.update()
         recent.append(metrics)
         if number % log_every == 0 or number == steps:
@@ -138,6 +141,7 @@ def fit(
                 )
             elapsed = time.perf_counter() - began
             values["steps_per_s"] = (number - seen) / max(elapsed, 1e-9)
+            values["input_wait"] = waited / max(elapsed, 1e-9)  # share of the time that batches were waited for
             if number % save_every == 0 or number == steps:
                 values.update(judge(state.params))
             if watch is not None and (warning := watch(values)):
@@ -145,7 +149,7 @@ def fit(
                 bar.write(f"WARNING {folder.name}, step {number}: {warning}")
             writer.write(number, values)
             bar.set_postfix(loss=f"{values['loss']:.3f}")
-            began, seen, recent = time.perf_counter(), number, []
+            began, seen, waited, recent = time.perf_counter(), number, 0.0, []
         if number % save_every == 0 or number == steps:
             checkpointer.save(number, state, batches, {"phase": folder.name})
     bar.close()
