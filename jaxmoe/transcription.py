@@ -184,7 +184,7 @@ def _prompts(
     start = tokenizer.sot_sequence(options.language, options.task, timestamps=timestamps)
     prompts = [list(start) for _ in parts]
     length = len(start)
-    if options.condition_on_previous_text and timestamps:
+    if options.condition_on_previous_text and (timestamps or options.without_timestamps):
         keep = system.model.dims.n_text_ctx // 2 - 1
         length += keep + 1  # the same for all windows, so that one program serves
         prompts = [[tokenizer.sot_prev, *p.context[-keep:], *start] if p.context else list(start) for p in parts]

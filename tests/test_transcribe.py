@@ -209,6 +209,9 @@ def test_without_timestamps_every_part_is_one_segment_and_heard_once(system):
     assert [(s.start, s.end) for s in said.segments] == [tuple(np.round(e, 2)) for e in pairwise(edges)]
     assert all(t < system.tokenizer.timestamp_begin for s in said.segments for t in s.tokens)
     assert said.text.lower().count("fellow americans") == 4
+    prompted = run(system, [long], without_timestamps=True, condition_on_previous_text=True)[0]
+    assert [(s.start, s.end) for s in prompted.segments] == [(0.0, 30.0), (30.0, 48.0)]
+    assert prompted.text != run(system, [long], without_timestamps=True)[0].text, "the text before is heard of"
 
 
 def test_short_recordings_hear_only_themselves_where_30_s_are_not_wanted(system):
