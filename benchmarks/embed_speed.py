@@ -17,6 +17,7 @@ from benchmarks import race
 from benchmarks.clips import demo_clips, evenly, read_clips, stored_clips
 from jaxmoe.compilation import enable_cache
 from jaxmoe.data.audio import N_SAMPLES, SAMPLE_RATE, positions
+from jaxmoe.memory import reuse_memory
 from jaxmoe.model.load import load_whisper
 from jaxmoe.model.load.hf import save_hf
 from jaxmoe.phases.embed import embed_rows
@@ -65,6 +66,7 @@ def main() -> None:
     p.add_argument("--rounds", type=int, default=5)
     args = p.parse_args()
     enable_cache()
+    reuse_memory()
     found = stored_clips(args.workdir) if args.workdir else read_clips(args.csv) if args.csv else demo_clips()
     sounds = [c.samples for c in evenly([c for c in found if len(c.samples) <= N_SAMPLES], args.clips)]
     system, peer = load_system(args.model), Theirs(args.model)

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxmoe.compilation import enable_cache
 from jaxmoe.data.batches import Batch
+from jaxmoe.memory import reuse_memory
 from jaxmoe.model.load import load_whisper
 from jaxmoe.model.moe import MoEWhisper, make_moe, one_lora
 from jaxmoe.model.whisper import ModelDimensions
@@ -87,6 +88,7 @@ def main() -> None:
     p.add_argument("--tokens", type=int, default=24)
     args = p.parse_args()
     enable_cache()
+    reuse_memory()
     dims, base, _ = load_whisper(args.model)
     base = jax.device_put(base)
     sizes = (args.batch_size, args.positions, args.tokens)

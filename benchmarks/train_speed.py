@@ -19,6 +19,7 @@ from benchmarks import race
 from benchmarks.experts_cost import Step, make_batch, mixture
 from jaxmoe.compilation import enable_cache
 from jaxmoe.data.batches import Batch
+from jaxmoe.memory import reuse_memory
 from jaxmoe.model.load import load_whisper
 from jaxmoe.model.load.hf import save_hf
 
@@ -70,6 +71,7 @@ def main() -> None:
     p.add_argument("--steps", type=int, default=3, help="in a round")
     args = p.parse_args()
     enable_cache()
+    reuse_memory()
     dims, base, _ = load_whisper(args.model)
     base, model = jax.device_put(base), mixture(dims, EXPERTS, TOP_K, RANK)
     features = np.random.default_rng(0).standard_normal((BATCH, dims.n_mels, 2 * FULL)).astype(np.float32)

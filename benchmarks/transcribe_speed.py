@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from benchmarks import race
@@ -21,6 +22,8 @@ from jaxmoe import weights
 from jaxmoe.compilation import enable_cache
 from jaxmoe.data.audio import SAMPLE_RATE
 from jaxmoe.eval.wer import score
+from jaxmoe.memory import reuse_memory
+from jaxmoe.model.precision import NARROW
 from jaxmoe.system import Recogniser, load_system
 from jaxmoe.transcription import transcribe
 from jaxmoe.windows import TranscribeOptions
@@ -102,12 +105,16 @@ def main() -> None:
     p.add_argument("--model", default="tiny.en")
     p.add_argument("--clips", type=int, default=60)
     p.add_argument("--minutes", type=float, default=20.0)
-    p.add_argument("--batch_size", type=int, default=16)
+    p.add_argument("--batch_size", type=int, default=16, help="(default: %(default)s)")
     p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--timestamps", action="store_true", help="of the long recording, ours")
     p.add_argument("--skip_padding", action="store_true", help="as of `transcribe`")
+    p.add_argument("--bfloat16", action="store_true", help="as of `transcribe`")
     args = p.parse_args()
+    if args.bfloat16:
+        jax.config.update("jax_default_matmul_precision", NARROW)
     enable_cache()
+    reuse_memory()
     system = load_system(args.model, exact=not args.skip_padding)
     clips = evenly(read_clips(args.csv) if args.csv else demo_clips(), args.clips)
     print(race.HEAD)

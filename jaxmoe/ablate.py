@@ -92,8 +92,10 @@ def main() -> None:
     args = p.parse_args()
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file at INFO
     from jaxmoe.compilation import enable_cache
+    from jaxmoe.memory import reuse_memory
 
     enable_cache()
+    reuse_memory()
     sys.path.insert(0, str(Path.cwd()))  # so that one configuration can import another
     grid = runpy.run_path(str(args.config))
     variants: dict[str, Variant] = grid["VARIANTS"]

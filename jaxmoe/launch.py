@@ -77,8 +77,10 @@ def main(argv: list[str]) -> None:
         raise app.UsageError("--config is needed, e.g. --config=configs/quickstart.py")
     logging.set_verbosity(logging.WARNING)  # Orbax logs every file at INFO
     from jaxmoe.compilation import enable_cache
+    from jaxmoe.memory import reuse_memory
 
     enable_cache()
+    reuse_memory()
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(WORKDIR.value) if WORKDIR.value else default_workdir(path)
     write_config(CONFIG.value, workdir)

@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from jaxmoe.data.audio import (
+    CUT_S,
     HOP_LENGTH,
     N_FRAMES,
     N_SAMPLES,
@@ -75,10 +76,21 @@ class _Part:
 
 def _begin(index: int, samples: np.ndarray, options: TranscribeOptions) -> _Job:
     job = _Job(index, samples, [])
-    cuts = pauses(samples) if options.cut_at_pauses else []
+    cuts = pauses(samples, _part_s(len(samples) / SAMPLE_RATE, options)) if options.cut_at_pauses else []
     edges = [0, *(c // HOP_LENGTH for c in cuts), job.frames]
     job.parts = [_Part(job, start, end) for start, end in pairwise(edges)]
     return job
+
+
+def _part_s(duration_s: float, options: TranscribeOptions) -> tuple[float, float]:
+    """How long a part of a recording may be at least and at most.
+
+    With timestamps as many parts as are worked on at a time: a window that its text does not fill is followed by one
+    from there, and the last of a part has nothing to follow it. Without them a part is a window.
+    """
+    middle = duration_s / options.batch_size
+    slack = (CUT_S[1] - CUT_S[0]) / 2
+    return CUT_S if options.without_timestamps or middle < CUT_S[1] else (middle - slack, middle + slack)
 
 
 def transcribe(

@@ -192,6 +192,18 @@ def test_long_recordings_are_cut_where_they_are_quiet():
     assert pauses(sound[: 30 * SAMPLE_RATE]) == []
 
 
+def test_a_recording_is_cut_into_as_many_parts_as_are_worked_on_at_a_time():
+    sound = 0.1 * np.random.default_rng(0).standard_normal(600 * SAMPLE_RATE).astype(np.float32)
+    edges = lambda **more: [
+        p.end / 100 for p in transcription._begin(0, sound, TranscribeOptions(cut_at_pauses=True, **more)).parts
+    ]
+    lengths = lambda ends: np.diff([0.0, *ends])
+    ends = edges(batch_size=4)
+    assert len(ends) == 4 and ends[-1] == 600.0 and np.abs(lengths(ends) - 150.0).max() < 30.0
+    assert lengths(edges(batch_size=4, without_timestamps=True)).max() <= 30.0, "each is one window"
+    assert 15.0 <= lengths(edges(batch_size=64))[:-1].min() <= lengths(edges(batch_size=64)).max() <= 30.0
+
+
 def test_parts_side_by_side_say_what_windows_in_turn_say(system):
     long = np.concatenate([load_audio(JFK), np.zeros(SAMPLE_RATE, np.float32)] * 4)  # 48 s
     other = load_audio(JFK)

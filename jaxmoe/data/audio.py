@@ -20,7 +20,7 @@ N_SAMPLES = 480_000  # 30 s, the encoder's window
 N_FRAMES = N_SAMPLES // HOP_LENGTH  # 3000
 SAMPLES_PER_POSITION = 2 * HOP_LENGTH  # 320, of an encoder position
 WINDOWS_S = (4, 6, 8, 10, 12, 15, 20, 30)  # padded lengths of a trimmed context, one compilation each
-CUT_S = (15.0, 29.0)  # where in a window of 30 s a long recording may be cut
+CUT_S = (15.0, 29.0)  # where a part that is to fit a window of 30 s may end
 PAUSE_S = 0.2  # length of the stretch that is to be quiet there
 
 
@@ -50,13 +50,16 @@ def pad_or_trim(samples: np.ndarray, length: int = N_SAMPLES) -> np.ndarray:
     return np.pad(samples, pad)
 
 
-def pauses(samples: np.ndarray) -> list[int]:
-    """Samples at which a recording of over 30 s is cut: each time the middle of the quietest PAUSE_S within CUT_S."""
+def pauses(samples: np.ndarray, part_s: tuple[float, float] = CUT_S) -> list[int]:
+    """Samples at which a recording is cut: each time the middle of the quietest PAUSE_S after a part of `part_s` long.
+
+    What is up to a second longer than the longest part is left whole, and so is what fits a window of 30 s.
+    """
     hop, length = SAMPLE_RATE // 50, round(PAUSE_S * SAMPLE_RATE)
     power = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
     cuts, at = [], 0
-    while len(samples) - at > N_SAMPLES:
-        first, last = (at + round(s * SAMPLE_RATE) for s in CUT_S)
+    while len(samples) - at > (part_s[1] + 1) * SAMPLE_RATE:
+        first, last = (at + round(s * SAMPLE_RATE) for s in part_s)
         middle = np.arange(first, min(last, len(samples) - length), hop)
         energy = power[middle + length // 2] - power[middle - length // 2]
         at = int(middle[len(middle) - 1 - energy[::-1].argmin()])

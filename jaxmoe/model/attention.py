@@ -4,17 +4,13 @@ B batch, T queries, S keys, D width, H heads, D' = D / H.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jaxmoe.model.precision import at_least_float32
+
 QUERY_CHUNK = 500  # encoder positions attended at once on CPU; larger scores fall out of its caches
-
-
-def at_least_float32(dtype: Any) -> Any:
-    """The type of softmax, norms and logits: float32 for narrower types; float64 remains, for exact comparisons."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None) -> jax.Array:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxmoe.model.attention import at_least_float32
+from jaxmoe.model.precision import at_least_float32
 
 CHUNK = 4096  # words read at a time
 

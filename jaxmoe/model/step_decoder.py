@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxmoe.model import lora
 from jaxmoe.model.attention import masked
+from jaxmoe.model.precision import narrow
 from jaxmoe.model.whisper import Cache, DecoderBlock, LayerNorm, ModelDimensions
 
 
@@ -39,12 +40,16 @@ def layers(stacked: Any) -> tuple[Any, ...]:
 
 
 def apart(variables: dict[str, Any]) -> dict[str, Any]:
-    """A Decoder's variables {"params", "lora"} as StepDecoder takes them: `blocks_<i>`, frozen kernels transposed."""
+    """A Decoder's variables {"params", "lora"} as StepDecoder takes them: `blocks_<i>`, frozen kernels transposed.
+
+    Frozen matrices are kept as products take them, which is half of what is read at each step where they are narrow.
+    """
     found = {}
     for name, tree in variables.items():
         blocks = {f"blocks_{i}": block for i, block in enumerate(layers(tree["blocks"]))}
         found[name] = {k: v for k, v in tree.items() if k != "blocks"} | blocks
     lora.transpose_kernels(found["params"])
+    found["params"] = jax.tree.map(lambda x: narrow(x) if x.ndim == 2 else x, found["params"])
     return found
 
 

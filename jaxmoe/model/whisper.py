@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxmoe.model import cross_entropy
-from jaxmoe.model.attention import at_least_float32, attention, masked
+from jaxmoe.model.attention import attention, masked
 from jaxmoe.model.lora import LoRADense, given
+from jaxmoe.model.precision import at_least_float32
 
 Cache = dict[str, jax.Array]  # {"k", "v"}: [L, B, T, D]
 READ_LATENTS_UP_TO = 48  # tokens of a text whose queries read the latents themselves
