@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
         **training,
     )
     c.baseline = dict(steps=20_000, batch_size=64, lr=1e-4, rank=0, **training)
-    c.personalize = dict(shots=0, rank=4, gate_bias=True, steps=30, lr=5e-4, weight_decay=0.01, clip_norm=1.0)
+    c.personalize = dict(shots=0, steps=20, lr=1e-3)
     c.mt = dict(
         engine="local",
         model="qwen2.5-coder-1.5b-instruct",

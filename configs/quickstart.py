@@ -96,12 +96,8 @@ def get_config(variant: str = "full") -> ConfigDict:
     c.baseline = dict(steps=120, batch_size=16, lr=5e-4, rank=0, **training)
     c.personalize = dict(
         shots=0,  # recordings that each evaluation speaker gives; 0 turns the phase off
-        rank=4,  # of the person's LoRA; 0 for none
-        gate_bias=True,
-        steps=30,  # at most; the recordings themselves say how many are good for them
-        lr=5e-4,
-        weight_decay=0.01,
-        clip_norm=1.0,
+        steps=20,  # at most; the recordings themselves say how many are good for them
+        lr=1e-3,
     )
     c.mt = dict(
         engine="local",  # local, deepl or none

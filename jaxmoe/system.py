@@ -21,8 +21,8 @@ from jaxmoe.data.audio import (
     window,
 )
 from jaxmoe.data.text import Tokenizer
+from jaxmoe.model import personal
 from jaxmoe.model.moe import MoEWhisper, make_moe, one_lora, resolve_dtype
-from jaxmoe.model.personal import widened
 from jaxmoe.model.whisper import Whisper
 
 SPEECH = Path(__file__).parent / "data" / "demo" / "audio" / "af_heart" / "shared-01.opus"  # any short one would do
@@ -233,14 +233,16 @@ def _load_run(workdir: Path, speaker: str) -> Recogniser:
     if trained[0] == "baseline":
         model = one_lora(model, config["baseline"]["rank"])
     folder = workdir / trained[0]
+    params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0), base))
     if speaker:
-        model, folder = widened(model, config["personalize"]["rank"]), personal_folder(workdir, speaker)
+        folder = personal_folder(workdir, speaker)
         if not folder.is_dir():
             known = ", ".join(sorted(p.name for p in folder.parent.glob("*/"))) or "nobody"
             raise ValueError(
                 f"--speaker={speaker}: {workdir} is adapted to {known}; run --phase=personalize for this speaker."
             )
-    params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0), base))
+        mine = load_params(folder / "params", jax.eval_shape(functools.partial(personal.init, model), base))
+        params, base = personal.compose(params, base, mine)
     name, embed = f"{workdir.name}/{folder.name}", config["embed"]
     made = {k: embed[k] for k in ("context", "margin_s")}
     return Adapted(name, model, base, tokenizer, params, **made)

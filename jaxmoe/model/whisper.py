@@ -159,6 +159,7 @@ class Encoder(nn.Module):
 
     dims: ModelDimensions
     dtype: Any = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -186,7 +187,7 @@ class Encoder(nn.Module):
             weights = jnp.ones(x.shape[:2], jnp.float32)
         first = moments(x, weights)
         scan = nn.scan(
-            EncoderBlock,
+            nn.remat(EncoderBlock, prevent_cse=False) if self.remat else EncoderBlock,
             variable_axes={"params": 0, "attention": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0),
@@ -345,7 +346,7 @@ class Whisper(nn.Module):
     remat: bool = False
 
     def setup(self) -> None:
-        self.encoder = Encoder(self.dims, self.dtype)
+        self.encoder = Encoder(self.dims, self.dtype, self.remat)
         self.decoder = Decoder(self.dims, self.dtype, self.remat)
 
     def __call__(self, mel: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -1,7 +1,7 @@
-"""Adapts the mixture to one person from a few recordings: a gate bias and a small LoRA of their own.
+"""Adapts the recogniser to one person from a few recordings: a gate bias, and the encoder's biases and norms.
 
-Reads   WORKDIR/corpus, WORKDIR/embeddings, WORKDIR/joint/params
-Writes  WORKDIR/personalize/<speaker>/params            mixture parameters, their shared path wider by the person's LoRA
+Reads   WORKDIR/corpus, WORKDIR/joint/params
+Writes  WORKDIR/personalize/<speaker>/params            the person's own parameters (model/personal.py)
         WORKDIR/personalize/<speaker>/hypotheses.jsonl  the speaker's other recordings, before and after
         WORKDIR/personalize/figures.json                WER before and after, over all speakers
 
@@ -11,10 +11,11 @@ that it does not only learn their words. Speakers that are done are not done aga
 """
 
 from collections.abc import Sequence
+import functools
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 import zlib
 
 import jax
@@ -25,40 +26,50 @@ import optax
 
 from jaxmoe.checkpoint import load_params, save_params
 from jaxmoe.data import lineage, prepared
+from jaxmoe.data.audio import SAMPLES_PER_POSITION, window
 from jaxmoe.data.batches import Batch, Utterances, collate
 from jaxmoe.eval import bootstrap, wer
 from jaxmoe.model import personal
 from jaxmoe.model.moe import MoEWhisper
+from jaxmoe.phases.embed import encode
 from jaxmoe.system import Adapted, personal_folder
 from jaxmoe.train import losses, optimizer
 from jaxmoe.train.setup import Backbone, load_backbone, load_utterances
-from jaxmoe.windows import TranscribeOptions, decode_latents
+from jaxmoe.transcription import transcribe
+from jaxmoe.windows import TranscribeOptions
 
-PATIENCE = 6  # steps
-MIN_GAIN = 0.05  # of the loss on recordings left out, which are few: less is chance, and made texts worse
+PATIENCE = 4  # steps
+MIN_GAIN = 0.05  # of the loss on recordings left out, which are few: less is chance
 
 Row = dict[str, Any]
 
 
-def make_step(model: MoEWhisper, rank: int, gate_bias: bool, tx: optax.GradientTransformation) -> Any:
-    """(personal, opt_state, params, base, batch, kept [B]) -> (personal, opt_state, nats a token [2]).
+class Heard(NamedTuple):
+    """Recordings and what is said in them."""
 
-    Minimised is the cross-entropy, through the mixture, of the utterances that are kept; given back are theirs and the
-    others', before the step.
+    audio: jax.Array  # [B, n], padded with zeros
+    samples: jax.Array  # [B]
+    batch: Batch  # whose latents and embeddings are made anew
+
+
+def make_step(model: MoEWhisper, tx: optax.GradientTransformation) -> Any:
+    """(personal, opt_state, params, base, heard, kept [B]) -> (personal, opt_state, nats a token [2]).
+
+    Minimised is the cross-entropy, through encoder and mixture, of the utterances that are kept; given back are theirs
+    and the others', before the step.
     """
-    wide = personal.widened(model, rank)
 
-    def loss_fn(mine: Any, params: Any, base: Any, batch: Batch, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
-        mine = mine if gate_bias else {**mine, "gate_bias": jax.lax.stop_gradient(mine["gate_bias"])}
-        composed = personal.compose(params, mine)
-        gates = wide.gates(wide.gate_logits(composed, batch.embedding))
-        nll = wide.nll(base, composed, batch, gates)
+    def loss_fn(mine: Any, params: Any, base: Any, heard: Heard, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
+        params, base = personal.compose(params, base, mine)
+        latents, depths = encode(model.whisper, base, heard.audio, heard.samples)
+        batch = heard.batch.replace(latents=latents, embedding=depths[:, -1, 0])
+        nll = model.nll(base, params, batch, model.gates(model.gate_logits(params, batch.embedding)))
         mean = lambda part: losses.mean_nll(nll * part, batch.weights * part[:, None])
         return mean(kept), jnp.stack([mean(kept), mean(1.0 - kept)])
 
     @jax.jit
-    def step(mine: Any, opt_state: Any, params: Any, base: Any, batch: Batch, kept: jax.Array) -> tuple[Any, Any, Any]:
-        (_, nll), grads = jax.value_and_grad(loss_fn, has_aux=True)(mine, params, base, batch, kept)
+    def step(mine: Any, opt_state: Any, params: Any, base: Any, heard: Heard, kept: jax.Array) -> tuple[Any, Any, Any]:
+        (_, nll), grads = jax.value_and_grad(loss_fn, has_aux=True)(mine, params, base, heard, kept)
         updates, opt_state = tx.update(grads, opt_state, mine)
         return optax.apply_updates(mine, updates), opt_state, nll
 
@@ -72,48 +83,47 @@ def chosen(ids: Sequence[str], shots: int, seed: int) -> tuple[list[int], list[i
 
 
 class Adapter:
-    """Adapts to one speaker after the other with programs compiled once."""
+    """Adapts to one speaker after the other with programs compiled once for each length."""
 
     def __init__(self, config: ConfigDict, model: MoEWhisper, base: Any, params: Any, utterances: Utterances):
-        c = config.personalize
-        self.c, self.seed, self.utterances = c, config.seed, utterances
+        self.c, self.embed, self.utterances = config.personalize, config.embed, utterances
         self.model, self.base, self.params = model, base, params
-        lengths = [utterances.embeddings.length(r) for r in utterances.rows]
-        self.size = -(-max(lengths) // 50) * 50
         self.token_size = -(-max(len(t) for t in utterances.tokens) // 8) * 8
-        fields = dict(lr=c.lr, steps=c.steps, warmup=1, weight_decay=c.weight_decay, clip_norm=c.clip_norm)
-        start = self._start()
-        self.tx = optimizer.make_tx(jax.tree.map(lambda _: "train", start), **fields)
-        self.step = make_step(model, c.rank, c.gate_bias, self.tx)
+        labels = jax.tree.map(lambda _: "train", personal.init(model, base))
+        fields = dict(lr=self.c.lr, steps=self.c.steps, warmup=1, weight_decay=0.0, clip_norm=1.0)
+        self.tx = optimizer.make_tx(labels, **fields)
+        self.step = make_step(model, self.tx)
 
-    def _start(self) -> Any:
-        return personal.init(self.model, self.base, jax.random.key(self.seed), self.c.rank)
-
-    def __call__(self, rows: Sequence[int]) -> tuple[Any, int]:
-        """Mixture parameters adapted to the utterances `rows`, and the steps that took.
+    def __call__(self, rows: Sequence[int], sounds: Sequence[np.ndarray]) -> tuple[Any, int]:
+        """Personal parameters from the utterances `rows`, recordings float [n] in `sounds`, and the steps that took.
 
         Every third recording is left out of a first training, to see after how many steps it is understood best; a
         second one takes so many on all of them. They are 0 where it is not better understood by MIN_GAIN.
         """
         number = np.arange(self.c.shots) % len(rows)  # fewer recordings repeat, so that the shape stays
-        picked, left_out = np.array(rows)[number], number % 3 == 1
-        batch = jax.tree.map(jnp.asarray, collate(self.utterances, picked, self.size, self.token_size))
-        _, nll = self._train(batch, ~left_out, self.c.steps, PATIENCE)
+        heard, left_out = self._hear(np.array(rows)[number], [sounds[i] for i in number]), number % 3 == 1
+        _, nll = self._train(heard, ~left_out, self.c.steps, PATIENCE)
         steps = int(nll[:, 1].argmin())
         if not left_out.any() or nll[steps, 1] > (1 - MIN_GAIN) * nll[0, 1]:
             steps = 0
-        mine, _ = self._train(batch, np.ones_like(left_out), steps)
-        return personal.compose(self.params, mine), steps
+        return self._train(heard, np.ones_like(left_out), steps)[0], steps
 
-    def _train(self, batch: Batch, kept: np.ndarray, steps: int, patience: int = 0) -> tuple[Any, np.ndarray]:
+    def _hear(self, rows: np.ndarray, sounds: Sequence[np.ndarray]) -> Heard:
+        size = max(window(len(x), self.embed.context, self.embed.margin_s) for x in sounds)
+        audio = jnp.stack([np.pad(x, (0, size - len(x))) for x in sounds])
+        samples = jnp.array([len(x) for x in sounds])
+        batch = collate(self.utterances, rows, size // SAMPLES_PER_POSITION, self.token_size)
+        return Heard(audio, samples, jax.tree.map(jnp.asarray, batch))
+
+    def _train(self, heard: Heard, kept: np.ndarray, steps: int, patience: int = 0) -> tuple[Any, np.ndarray]:
         """Personal parameters after `steps`, and what `make_step` gave back before each [steps, 2].
 
         patience: ends after so many steps in which those not kept were never better understood; 0 for never.
         """
-        mine, seen = self._start(), np.zeros((0, 2))
+        mine, seen = personal.init(self.model, self.base), np.zeros((0, 2))
         opt_state, by = self.tx.init(mine), jnp.asarray(kept, jnp.float32)
         for _ in range(steps):
-            mine, opt_state, nll = self.step(mine, opt_state, self.params, self.base, batch, by)
+            mine, opt_state, nll = self.step(mine, opt_state, self.params, self.base, heard, by)
             seen = np.vstack([seen, nll])
             if not np.isfinite(seen).all():
                 raise FloatingPointError("personalize: the loss is not finite; lower config.personalize.lr.")
@@ -122,19 +132,22 @@ class Adapter:
         return mine, seen
 
 
-def hypotheses(
-    config: ConfigDict, backbone: Backbone, model: MoEWhisper, params: Any, utterances: Utterances, rows: Sequence[int]
+def texts(
+    config: ConfigDict, backbone: Backbone, params: Any, base: Any, sounds: Sequence[np.ndarray]
 ) -> list[str]:
-    """Texts of the utterances `rows`."""
-    embed = {name: config.embed[name] for name in ("context", "margin_s")}
-    system = Adapted("personal", model, backbone.base, backbone.tokenizer, params, **embed)
-    options = TranscribeOptions(beam_size=config.evaluate.beam_size, best_of=1, temperatures=(0.0,))
-    out = []
-    for start in range(0, len(rows), config.evaluate.batch_size):
-        part = np.array(rows[start : start + config.evaluate.batch_size])
-        size = -(-max(utterances.embeddings.length(r) for r in utterances.rows[part]) // 100) * 100
-        batch = collate(utterances, part, size, max(len(utterances.tokens[i]) for i in part))
-        out += [x["hypothesis"] for x in decode_latents(system, batch.latents, batch.mask, batch.embedding, options)]
+    """What is heard in recordings, as `transcribe --speaker` hears them."""
+    made = {name: config.embed[name] for name in ("context", "margin_s")}
+    system = Adapted("personal", backbone.model, base, backbone.tokenizer, params, **made)
+    size = config.evaluate.batch_size
+    options = TranscribeOptions(
+        beam_size=config.evaluate.beam_size, best_of=1, temperatures=(0.0,), batch_size=size
+    )
+    out = [""] * len(sounds)
+    for step in transcribe(system, [functools.partial(np.asarray, x) for x in sounds], options):
+        if step.error is not None:
+            raise step.error
+        if step.transcript is not None:
+            out[step.index] = step.transcript.text
     return out
 
 
@@ -168,29 +181,32 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     c, folder = config.personalize, workdir / "personalize"
     backbone = load_backbone(config)
-    model = backbone.model
-    params = load_params(workdir / "joint" / "params", jax.eval_shape(model.init, jax.random.key(0), backbone.base))
+    model, base = backbone.model, backbone.base
+    params = load_params(workdir / "joint" / "params", jax.eval_shape(model.init, jax.random.key(0), base))
     utterances = load_utterances(config, workdir, backbone, "evaluation")
-    about = {x["id"]: x for x in prepared.open_metadata(workdir, "evaluation")}
+    source, about = prepared.open_split(workdir, "evaluation"), prepared.open_metadata(workdir, "evaluation")
+    at = {x["id"]: i for i, x in enumerate(about)}  # of recordings; windows of longer ones are not there
     ids = [utterances.embeddings.ids[r] for r in utterances.rows]
     speakers: dict[str, list[int]] = {}
     for i, id_ in enumerate(ids):
-        if id_ in about:  # windows of longer recordings are not
-            speakers.setdefault(about[id_]["speaker"], []).append(i)
-    adapter, wide = Adapter(config, model, backbone.base, params, utterances), personal.widened(model, c.rank)
+        if id_ in at:
+            speakers.setdefault(about[at[id_]]["speaker"], []).append(i)
+    adapter = Adapter(config, model, base, params, utterances)
+    sound = lambda i: source[at[ids[i]]]["audio"] / np.float32(32768.0)
     lines: list[Row] = []
     for speaker, members in tqdm(sorted(speakers.items()), desc="personalize", unit="speaker"):
         file = personal_folder(workdir, speaker) / "hypotheses.jsonl"
         if not file.exists():
-            given, rest = chosen([ids[i] for i in members], c.shots, config.seed)
-            given, rest = [members[i] for i in given], [members[i] for i in rest]
-            mine, steps = adapter(given)
+            parts = chosen([ids[i] for i in members], c.shots, config.seed)
+            given, rest = ([members[i] for i in part] for part in parts)
+            mine, steps = adapter(given, [sound(i) for i in given])
             lineage.write(file.parent, [speaker], workdir / "joint")
             save_params(file.parent / "params", mine)
-            before = hypotheses(config, backbone, model, params, utterances, rest)
-            after = hypotheses(config, backbone, wide, mine, utterances, rest)
+            sounds, own = [sound(i) for i in rest], personal.compose(params, base, mine)
+            before = texts(config, backbone, params, base, sounds)
+            after = texts(config, backbone, *own, sounds) if steps else before
             rows = [
-                {"id": ids[i], "speaker": speaker, "steps": steps, "reference": about[ids[i]]["text"]}
+                {"id": ids[i], "speaker": speaker, "steps": steps, "reference": about[at[ids[i]]]["text"]}
                 | {"before": b, "after": a}
                 for i, b, a in zip(rest, before, after, strict=True)
             ]
@@ -198,14 +214,19 @@ def run(config: ConfigDict, workdir: Path) -> None:
             temporary.write_text("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in rows))
             os.replace(temporary, file)
         lines += [json.loads(line) for line in file.read_text().splitlines()]
+    report(folder, lines, len(speakers), c.shots)
+
+
+def report(folder: Path, lines: Sequence[Row], speakers: int, shots: int) -> None:
+    """Writes and prints what the adaptation was worth."""
     if not lines:
-        print(f"  adapted {len(speakers)} speakers; none has more than {c.shots} recordings, so none is judged")
+        print(f"  adapted {speakers} speakers; none has more than {shots} recordings, so none is judged")
         return
     found = figures(lines)
     (folder / "figures.json").write_text(json.dumps(found, indent=2))
     span = found["difference_ci95"]
     print(
-        f"  {found['speakers']} speakers, {c.shots} recordings each, of use to {found['adapted_speakers']} of them:"
+        f"  {found['speakers']} speakers, {shots} recordings each, of use to {found['adapted_speakers']} of them:"
         f" WER {found['wer_before']:.1f} -> {found['wer_after']:.1f} (difference {found['difference']:+.1f}"
         + (f", 95 % {span[0]:+.1f} to {span[1]:+.1f})" if span else ")")
     )

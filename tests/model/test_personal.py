@@ -1,45 +1,43 @@
-"""Personal parameters fold into the mixture exactly."""
+"""Personal parameters are added to the gate's bias and to the encoder's biases and norms, and to nothing else."""
 
+from flax.traverse_util import flatten_dict
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from jaxmoe.model import lora, personal
+from jaxmoe.model import personal
 from tests import tiny
 
 
-@pytest.mark.parametrize("shared_rank", [3, 0])
-def test_composed_parameters_add_the_personal_update(shared_rank):
-    """logits(composed) = logits of the mixture with W + (alpha / R) A B merged into the base."""
-    model, base = tiny.make_model(shared_rank=shared_rank), tiny.make_base()
+def test_composed_parameters_are_the_sums():
+    model, base = tiny.make_model(), tiny.make_base()
     params = tiny.make_params(model, base)
-    mine = personal.init(model, base, jax.random.key(5), rank=2)
-    mine["lora"] = {p: {"a": ab["a"], "b": ab["b"] + 0.1} for p, ab in mine["lora"].items()}
+    mine = jax.tree.map(lambda x: x + 0.1, personal.init(model, base))
     mine["gate_bias"] = jnp.arange(tiny.EXPERTS) * 1.0
-    wide, composed = personal.widened(model, 2), personal.compose(params, mine)
-    rng = np.random.default_rng(0)
-    latents = jnp.asarray(rng.standard_normal((2, 20, tiny.DIMS.n_audio_state)), jnp.float32)
-    tokens, embedding = jnp.asarray(rng.integers(0, 300, (2, 5))), latents.mean(1)
-    gate_logits = wide.gate_logits(composed, embedding)
-    np.testing.assert_allclose(gate_logits, model.gate_logits(params, embedding) + jnp.arange(3.0), atol=1e-5)
-    gates = wide.gates(gate_logits)
-    ratio = model.alpha / model.rank
-    merged = lora.merge(base, lora.stack(mine["lora"], {}), jnp.full(2, ratio))
-    want = model.logits(merged, params, latents, tokens, gates)
-    got = wide.logits(base, composed, latents, tokens, gates)
-    np.testing.assert_allclose(got, want, atol=1e-4)
-    assert np.abs(got - model.logits(base, params, latents, tokens, gates)).max() > 1e-2
+    own, heard = personal.compose(params, base, mine)
+    embedding = jnp.ones((2, tiny.DIMS.n_audio_state))
+    shift = model.gate_logits(own, embedding) - model.gate_logits(params, embedding)
+    np.testing.assert_allclose(shift, np.tile(np.arange(3.0), (2, 1)), atol=1e-5)
+    before, after = flatten_dict(base, sep="/"), flatten_dict(heard, sep="/")
+    for path, x in before.items():
+        moves = path.startswith("encoder/") and path.split("/")[-1] in ("bias", "scale")
+        np.testing.assert_allclose(after[path], x + 0.1 * moves, atol=1e-6, err_msg=path)
+    assert after.keys() == before.keys()
+    for name in ("shared", "experts"):
+        jax.tree.map(np.testing.assert_array_equal, own[name], params[name])
 
 
 def test_fresh_personal_parameters_change_nothing():
     model, base = tiny.make_model(), tiny.make_base()
     params = tiny.make_params(model, base)
-    mine = personal.init(model, base, jax.random.key(5), rank=2)
-    composed = personal.compose(params, mine)
-    scales = personal.widened(model, 2).scales(jnp.ones((1, 3)) / 3)
-    assert scales.shape == (1, 5 + 3 * 2)
-    latents, tokens = jnp.ones((1, 20, tiny.DIMS.n_audio_state)), jnp.ones((1, 4), jnp.int32)
-    gates = jnp.ones((1, 3)) / 3
-    got = personal.widened(model, 2).logits(base, composed, latents, tokens, gates)
-    np.testing.assert_allclose(got, model.logits(base, params, latents, tokens, gates), atol=1e-5)
+    composed = personal.compose(params, base, personal.init(model, base))
+    jax.tree.map(np.testing.assert_array_equal, composed, (params, base))
+
+
+def test_without_experts_there_is_no_gate_to_bias():
+    model, base = tiny.make_model(num_experts=0), tiny.make_base()
+    params = model.init(jax.random.key(0), base)
+    mine = personal.init(model, base)
+    assert mine["gate_bias"].size == 0
+    own, _ = personal.compose(params, base, mine)
+    jax.tree.map(np.testing.assert_array_equal, own, params)
