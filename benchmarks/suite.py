@@ -12,7 +12,7 @@ import sys
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "speed.md"
 BEGIN, END = "<!-- what make bench printed -->", "<!-- end -->"
-LONG = ((), ("--timestamps",), ("--timestamps", "--bfloat16"))
+LONG = ((), ("--bfloat16",), ("--timestamps", "--bfloat16"))
 RUNS = (
     *(("transcribe_speed", f"--question={q}", "--skip_padding", "--csv") for q in ("greedy", "beam")),
     *(("transcribe_speed", "--question=long", "--batch_size=8", *how, "--csv") for how in LONG),
