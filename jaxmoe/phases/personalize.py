@@ -1,6 +1,6 @@
 """Adapts the recogniser to one person from a few recordings: a gate bias, and the encoder's biases and norms.
 
-Reads   WORKDIR/corpus, WORKDIR/joint/params
+Reads   WORKDIR/corpus, WORKDIR/embeddings (which recordings there are), WORKDIR/joint/params
 Writes  WORKDIR/personalize/<speaker>/params            the person's own parameters (model/personal.py)
         WORKDIR/personalize/<speaker>/hypotheses.jsonl  the speaker's other recordings, before and after
         WORKDIR/personalize/figures.json                WER before and after, over all speakers
