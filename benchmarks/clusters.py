@@ -2,7 +2,8 @@
 
 COMMAND: python benchmarks/clusters.py WORKDIR [WORKDIR ...] [--equal_level] [--methods=hdbscan,kmeans,spectral]
 Each WORKDIR is a run up to --phase=embed; its own configuration is used. Prints adjusted mutual information on the
-recordings clustered and on those of held-out speakers. --equal_level embeds all of them again at one level first.
+recordings clustered, on those of held-out speakers, and on these speakers, each counted once. --equal_level embeds all
+of them again at one level first.
 """
 
 import argparse
@@ -56,7 +57,7 @@ def main() -> None:
     p.add_argument("--methods", default="hdbscan")
     args = p.parse_args()
     enable_cache()
-    names = ("etiology", "severity", "voice", "speaker", "channel", "sentence", "floor_channel")
+    names = ("etiology", "severity", "voice", "speaker", "channel", "sentence")
     print("| run | method | clusters | recordings | " + " | ".join(names) + " |\n" + "|---" * (4 + len(names)) + "|")
     for workdir in args.workdirs:
         config = ConfigDict(json.loads((workdir / "config.json").read_text())["config"])
@@ -69,9 +70,14 @@ def main() -> None:
             config.cluster.method = method
             space, clusters, _, unit = group.fit(inside, config.seed)
             placed = group.place(space, clusters, held_out)[0]
-            for title, chosen, labels in (("fitted", inside, clusters.labels[unit]), ("held out", held_out, placed)):
-                ami = quality.agreement(labels, [group.items[i] for i in chosen])
-                figures = " | ".join(f"{ami[n]:.2f}" for n in names)
+            known, unknown = ([group.items[i] for i in part] for part in (inside, held_out))
+            rows = {
+                "fitted": quality.agreement(clusters.labels[unit], known),
+                "held out": quality.agreement(placed, unknown),
+                "held out, speakers counted once": quality.agreement_of_speakers(placed, unknown),
+            }
+            for title, ami in rows.items():
+                figures = " | ".join(f"{ami[n]:.2f}" if n in ami else "" for n in names)
                 print(f"| {workdir.name} | {method} | {clusters.labels.max() + 1} | {title} | {figures} |", flush=True)
 
 

@@ -175,7 +175,8 @@ def write(
             line = {"id": item["id"], "cluster": int(label), "membership": row.round(6).tolist(), "fitted": bool(fit)}
             f.write(json.dumps(line) + "\n")
     inside = [x for x, fit in zip(items, fitted, strict=True) if fit]
-    held_out = [i for i, x in enumerate(items) if x["split"] != "train"]
+    rest = np.array([x["split"] != "train" for x in items])
+    held_out = [x for x, chosen in zip(items, rest, strict=True) if chosen]
     found = labels[fitted]
     summary = {
         "found": int(found.max() + 1),
@@ -183,7 +184,8 @@ def write(
         "sizes": np.bincount(found[found >= 0]).tolist(),
         "utterances": len(inside),
         "ami": quality.agreement(found, inside),
-        "ami_held_out": quality.agreement(labels[held_out], [items[i] for i in held_out]),
+        "ami_held_out": quality.agreement(labels[rest], held_out),
+        "ami_held_out_speakers": quality.agreement_of_speakers(labels[rest], held_out),
         **figures,
     }
     (folder / "clusters.json").write_text(json.dumps(summary, indent=2))
@@ -195,6 +197,7 @@ def write(
     ]
     (folder / "map.json").write_text(json.dumps({"points": points}))
     draw(folder / "clusters.png", xy[fitted], inside, found)
-    for title, key in (("AMI", "ami"), ("AMI on held-out speakers", "ami_held_out")):
+    titles = {"ami": "AMI", "ami_held_out": "AMI on held-out speakers", "ami_held_out_speakers": "each counted once"}
+    for key, title in titles.items():
         print(f"  {title}: " + ", ".join(f"{k} {v:.2f}" for k, v in summary[key].items()))
     print(f"{summary['found']} clusters, {summary['noise_share']:.0%} noise")

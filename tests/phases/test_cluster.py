@@ -132,7 +132,19 @@ def test_agreement_tells_what_is_known_from_chance():
     items = [dict(etiology=str(i % 4), speaker=str(rng.integers(9)), **same) for i in range(200)]
     found = quality.agreement(np.arange(200) % 4, items)
     assert found["etiology"] == pytest.approx(1.0)
-    assert abs(found["speaker"]) < 0.1 and abs(found["floor_channel"]) < 1e-9
+    assert abs(found["speaker"]) < 0.1
+
+
+def test_agreement_of_speakers_is_of_chance_where_labels_are_dealt_to_speakers_at_random():
+    rng = np.random.default_rng(0)
+    channels, clusters = rng.integers(8, size=66), rng.integers(8, size=66)
+    same = dict(severity="x", prompt="p", voice="v")
+    of = lambda s: dict(speaker=str(s), channel=int(channels[s]), etiology=str(clusters[s]), **same)
+    items, labels = [of(s) for s in np.repeat(np.arange(66), 15)], np.repeat(clusters, 15)
+    labels[::15] = -1  # one recording of each speaker is noise: the speaker's cluster is the commonest
+    each, once = quality.agreement(labels, items), quality.agreement_of_speakers(labels, items)
+    assert once["etiology"] == pytest.approx(1.0)
+    assert abs(once["channel"]) < 0.1 < each["channel"]
 
 
 def test_stability_is_high_for_structure_and_low_for_none(blobs):
