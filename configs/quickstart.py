@@ -94,6 +94,12 @@ def get_config(variant: str = "full") -> ConfigDict:
     )
     # rank 0: as many parameters as the mixture
     c.baseline = dict(steps=120, batch_size=16, lr=5e-4, rank=0, **training)
+    c.encoder = dict(  # phase encoder: its biases and norms, from the audio
+        steps=0,  # 0 leaves the phase out
+        batch_size=8,
+        lr=1e-3,
+        **training,
+    )
     c.personalize = dict(
         shots=0,  # recordings that each evaluation speaker gives; 0 turns the phase off
         steps=20,  # at most; the recordings themselves say how many are good for them
@@ -149,7 +155,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         beam_size=1,
         batch_size=16,
         systems=(
-            *("whisper-v2", "whisper-v3", "lora", "moe", "moe-custom-mt", "moe-risk", "moe-distilled"),
+            *("whisper-v2", "whisper-v3", "lora", "moe", "moe-encoder", "moe-custom-mt", "moe-risk", "moe-distilled"),
             *("salmonn", "salmonn-tuned", "mt", "mt-custom", "mt-local-tuned"),
         ),
         comet="",  # unbabel-comet's program: "/opt/comet/bin/comet-score --gpus 0 --model Unbabel/wmt22-comet-da"

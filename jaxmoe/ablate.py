@@ -28,6 +28,7 @@ from jaxmoe.eval.ablation import Variant, row, table
 
 TRAINS = {
     "moe": ("prepare", "embed", "cluster", "gate", "experts", "joint"),
+    "moe-encoder": ("prepare", "embed", "cluster", "gate", "experts", "joint", "encoder"),
     "lora": ("prepare", "embed", "baseline"),
     "whisper-v2": ("prepare", "embed"),
 }

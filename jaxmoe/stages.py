@@ -47,8 +47,9 @@ PHASES: dict[str, Phase] = {
     "gate": Phase("gate", ("cluster",), ("gate", "model", "reweight"), wanted="gate.steps"),
     "experts": Phase("experts", ("gate",), ("experts",), wanted="experts.steps"),
     "joint": Phase("joint", ("experts",), ("joint",), wanted="joint.steps"),
+    "encoder": Phase("encoder", ("joint",), ("encoder",), wanted="encoder.steps"),
     "personalize": Phase(
-        "personalize", ("joint",), ("personalize", "evaluate.beam_size"), wanted="personalize.shots"
+        "personalize", ("joint", "encoder"), ("personalize", "evaluate.beam_size"), wanted="personalize.shots"
     ),
     "baseline": Phase("baseline", ("embed",), ("baseline", "model", "reweight"), wanted="baseline.steps"),
     "mt": Phase("mt", ("prepare", "references"), ("mt_tuning", "mt.model"), wanted="mt_tuning.steps"),
@@ -56,7 +57,7 @@ PHASES: dict[str, Phase] = {
     "salmonn": Phase("salmonn", ("embed", "references"), ("salmonn", "model.dtype"), wanted="salmonn.steps"),
     "evaluate": Phase(
         "eval",
-        ("joint", "baseline", "salmonn", "references", "customize", "mt", "cascade"),
+        ("joint", "encoder", "baseline", "salmonn", "references", "customize", "mt", "cascade"),
         ("evaluate", "mt", "model.second"),
         incremental=True,
     ),

@@ -21,7 +21,7 @@ from jaxmoe.data.audio import (
     window,
 )
 from jaxmoe.data.text import Tokenizer
-from jaxmoe.model import personal
+from jaxmoe.model import offsets
 from jaxmoe.model.moe import MoEWhisper, make_moe, one_lora, resolve_dtype
 from jaxmoe.model.whisper import Whisper
 
@@ -207,6 +207,14 @@ def load_system(
     return Recogniser(str(model), Whisper(dims, jnp.dtype(resolve_dtype("auto"))), params, tokenizer, exact=exact)
 
 
+def moved(folder: Path, model: MoEWhisper, params: Any, base: Any) -> tuple[Any, Any]:
+    """A mixture's parameters and its base with the offsets in FOLDER/params, of phase encoder or personalize, added."""
+    from jaxmoe.checkpoint import load_params
+
+    like = jax.eval_shape(functools.partial(offsets.init, model), base)
+    return offsets.compose(params, base, load_params(folder / "params", like))
+
+
 def personal_folder(workdir: Path, speaker: str) -> Path:
     """Where a run keeps what it adapted to a speaker: letters, digits, - and _; a hash where others occur."""
     plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in speaker)
@@ -234,6 +242,9 @@ def _load_run(workdir: Path, speaker: str) -> Recogniser:
         model = one_lora(model, config["baseline"]["rank"])
     folder = workdir / trained[0]
     params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0), base))
+    if trained[0] == "joint" and (workdir / "encoder" / "params").is_dir():
+        folder = workdir / "encoder"
+        params, base = moved(folder, model, params, base)
     if speaker:
         folder = personal_folder(workdir, speaker)
         if not folder.is_dir():
@@ -241,8 +252,7 @@ def _load_run(workdir: Path, speaker: str) -> Recogniser:
             raise ValueError(
                 f"--speaker={speaker}: {workdir} is adapted to {known}; run --phase=personalize for this speaker."
             )
-        mine = load_params(folder / "params", jax.eval_shape(functools.partial(personal.init, model), base))
-        params, base = personal.compose(params, base, mine)
+        params, base = moved(folder, model, params, base)
     name, embed = f"{workdir.name}/{folder.name}", config["embed"]
     made = {k: embed[k] for k in ("context", "margin_s")}
     return Adapted(name, model, base, tokenizer, params, **made)

@@ -33,6 +33,7 @@ VARIANTS = {
     "smeared": Variant("all experts mixed (no top k)", {"model.top_k": 0}, against="moe"),
     "top1": Variant("one expert an utterance", {"model.top_k": 1}, against="moe"),
     "kmeans": Variant("k-means instead of HDBSCAN", {"cluster.method": "kmeans"}, against="moe"),
+    "encoder": Variant("mixture, encoder adapted", {"encoder.steps": 80}, "moe-encoder", "moe"),
     "oracle": Variant("routed by the true etiology", ORACLE, against="moe"),
     "random": Variant("routed at random, by speaker", RANDOM, against="moe"),
     "zero-shot": Variant("Whisper without fine-tuning", system="whisper-v2", against="moe"),

@@ -16,7 +16,7 @@ class Variant:
     Args:
       title: for people.
       changes: fields of the configuration that differ, "group.field" -> value.
-      system: what is judged after training, "moe" or "lora" (or "whisper-v2", which trains nothing).
+      system: what is judged after training, "moe", "moe-encoder" or "lora" (or "whisper-v2", which trains nothing).
       against: the row it is compared with, "" for none.
     """
 

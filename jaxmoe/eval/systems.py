@@ -59,6 +59,7 @@ V2 = Part(BARE, groups=("model.backbone", *DECODING))  # the first field names t
 V3 = Part(BARE, groups=("model.second", *DECODING))
 LORA = Part(ADAPTED, ("baseline", "embeddings"), DECODING)  # the first folder holds the adapters
 MOE = Part(ADAPTED, ("joint", "embeddings"), DECODING)
+ENCODER = Part("jaxmoe.eval.recognise:encoder_adapted", ("joint", "encoder"), DECODING)
 RISK = Part("jaxmoe.eval.recognise:retrained", ("cascade", "embeddings"), DECODING)
 DISTILLED = Part("jaxmoe.eval.recognise:distilled", ("cascade", "embeddings"), DECODING)
 HEARING = ("salmonn.llm", "salmonn.beam_size", "salmonn.max_tokens", "evaluate.batch_size")
@@ -103,6 +104,7 @@ SYSTEMS: tuple[System, ...] = (
     System("whisper-v3", "Whisper v3 ({v3}), no fine-tuning, + {mt}", "asr+mt", V3, MT),
     System("lora", "Whisper v2 ({v2}), one LoRA, + {mt}", "asr+mt", LORA, MT),
     System("moe", "Whisper v2 ({v2}) MoE + {mt}", "asr+mt", MOE, MT),
+    System("moe-encoder", "Whisper v2 ({v2}) MoE, encoder adapted, + {mt}", "asr+mt", ENCODER, MT),
     System("moe-custom-mt", "Whisper v2 ({v2}) MoE + {mt}", "asr+mt", MOE, CUSTOM_MT),
     System("moe-risk", "Whisper v2 ({v2}) MoE retrained with the MT in the loop + {mt}", "asr+mt", RISK, MT),
     System("moe-distilled", "Whisper v2 ({v2}) MoE distilled to German, no MT", "e2e", DISTILLED, None),

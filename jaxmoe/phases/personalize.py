@@ -1,7 +1,8 @@
 """Adapts the recogniser to one person from a few recordings: a gate bias, and the encoder's biases and norms.
 
-Reads   WORKDIR/corpus, WORKDIR/embeddings (which recordings there are), WORKDIR/joint/params
-Writes  WORKDIR/personalize/<speaker>/params            the person's own parameters (model/personal.py)
+Reads   WORKDIR/corpus, WORKDIR/embeddings (which recordings there are), WORKDIR/joint/params, WORKDIR/encoder/params
+        where the configuration has that phase
+Writes  WORKDIR/personalize/<speaker>/params            the person's own offsets (model/offsets.py)
         WORKDIR/personalize/<speaker>/hypotheses.jsonl  the speaker's other recordings, before and after
         WORKDIR/personalize/figures.json                WER before and after, over all speakers
 
@@ -15,7 +16,7 @@ import functools
 import json
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 import zlib
 
 import jax
@@ -27,12 +28,12 @@ import optax
 from jaxmoe.checkpoint import load_params, save_params
 from jaxmoe.data import lineage, prepared
 from jaxmoe.data.audio import SAMPLES_PER_POSITION, window
-from jaxmoe.data.batches import Batch, Utterances, collate
+from jaxmoe.data.batches import Utterances, collate
 from jaxmoe.eval import bootstrap, wer
-from jaxmoe.model import personal
+from jaxmoe.model import offsets
 from jaxmoe.model.moe import MoEWhisper
-from jaxmoe.phases.embed import encode
-from jaxmoe.system import Adapted, personal_folder
+from jaxmoe.phases.encoder import Heard, hear, nll, sounds_of
+from jaxmoe.system import Adapted, moved, personal_folder
 from jaxmoe.train import losses, optimizer
 from jaxmoe.train.setup import Backbone, load_backbone, load_utterances
 from jaxmoe.transcription import transcribe
@@ -44,14 +45,6 @@ MIN_GAIN = 0.05  # of the loss on recordings left out, which are few: less is ch
 Row = dict[str, Any]
 
 
-class Heard(NamedTuple):
-    """Recordings and what is said in them."""
-
-    audio: jax.Array  # [B, n], padded with zeros
-    samples: jax.Array  # [B]
-    batch: Batch  # whose latents and embeddings are made anew
-
-
 def make_step(model: MoEWhisper, tx: optax.GradientTransformation) -> Any:
     """(personal, opt_state, params, base, heard, kept [B]) -> (personal, opt_state, nats a token [2]).
 
@@ -60,18 +53,15 @@ def make_step(model: MoEWhisper, tx: optax.GradientTransformation) -> Any:
     """
 
     def loss_fn(mine: Any, params: Any, base: Any, heard: Heard, kept: jax.Array) -> tuple[jax.Array, jax.Array]:
-        params, base = personal.compose(params, base, mine)
-        latents, depths = encode(model.whisper, base, heard.audio, heard.samples)
-        batch = heard.batch.replace(latents=latents, embedding=depths[:, -1, 0])
-        nll = model.nll(base, params, batch, model.gates(model.gate_logits(params, batch.embedding)))
-        mean = lambda part: losses.mean_nll(nll * part, batch.weights * part[:, None])
+        of_each, weights = nll(model, (params, base), mine, heard), heard.batch.weights
+        mean = lambda part: losses.mean_nll(of_each * part, weights * part[:, None])
         return mean(kept), jnp.stack([mean(kept), mean(1.0 - kept)])
 
     @jax.jit
     def step(mine: Any, opt_state: Any, params: Any, base: Any, heard: Heard, kept: jax.Array) -> tuple[Any, Any, Any]:
-        (_, nll), grads = jax.value_and_grad(loss_fn, has_aux=True)(mine, params, base, heard, kept)
+        grads, found = jax.grad(loss_fn, has_aux=True)(mine, params, base, heard, kept)
         updates, opt_state = tx.update(grads, opt_state, mine)
-        return optax.apply_updates(mine, updates), opt_state, nll
+        return optax.apply_updates(mine, updates), opt_state, found
 
     return step
 
@@ -89,7 +79,7 @@ class Adapter:
         self.c, self.embed, self.utterances = config.personalize, config.embed, utterances
         self.model, self.base, self.params = model, base, params
         self.token_size = -(-max(len(t) for t in utterances.tokens) // 8) * 8
-        labels = jax.tree.map(lambda _: "train", personal.init(model, base))
+        labels = jax.tree.map(lambda _: "train", offsets.init(model, base))
         fields = dict(lr=self.c.lr, steps=self.c.steps, warmup=1, weight_decay=0.0, clip_norm=1.0)
         self.tx = optimizer.make_tx(labels, **fields)
         self.step = make_step(model, self.tx)
@@ -102,29 +92,27 @@ class Adapter:
         """
         number = np.arange(self.c.shots) % len(rows)  # fewer recordings repeat, so that the shape stays
         heard, left_out = self._hear(np.array(rows)[number], [sounds[i] for i in number]), number % 3 == 1
-        _, nll = self._train(heard, ~left_out, self.c.steps, PATIENCE)
-        steps = int(nll[:, 1].argmin())
-        if not left_out.any() or nll[steps, 1] > (1 - MIN_GAIN) * nll[0, 1]:
+        _, seen = self._train(heard, ~left_out, self.c.steps, PATIENCE)
+        steps = int(seen[:, 1].argmin())
+        if not left_out.any() or seen[steps, 1] > (1 - MIN_GAIN) * seen[0, 1]:
             steps = 0
         return self._train(heard, np.ones_like(left_out), steps)[0], steps
 
     def _hear(self, rows: np.ndarray, sounds: Sequence[np.ndarray]) -> Heard:
         size = max(window(len(x), self.embed.context, self.embed.margin_s) for x in sounds)
-        audio = jnp.stack([np.pad(x, (0, size - len(x))) for x in sounds])
-        samples = jnp.array([len(x) for x in sounds])
         batch = collate(self.utterances, rows, size // SAMPLES_PER_POSITION, self.token_size)
-        return Heard(audio, samples, jax.tree.map(jnp.asarray, batch))
+        return jax.tree.map(jnp.asarray, hear(batch, sounds, size))
 
     def _train(self, heard: Heard, kept: np.ndarray, steps: int, patience: int = 0) -> tuple[Any, np.ndarray]:
         """Personal parameters after `steps`, and what `make_step` gave back before each [steps, 2].
 
         patience: ends after so many steps in which those not kept were never better understood; 0 for never.
         """
-        mine, seen = personal.init(self.model, self.base), np.zeros((0, 2))
+        mine, seen = offsets.init(self.model, self.base), np.zeros((0, 2))
         opt_state, by = self.tx.init(mine), jnp.asarray(kept, jnp.float32)
         for _ in range(steps):
-            mine, opt_state, nll = self.step(mine, opt_state, self.params, self.base, heard, by)
-            seen = np.vstack([seen, nll])
+            mine, opt_state, found = self.step(mine, opt_state, self.params, self.base, heard, by)
+            seen = np.vstack([seen, found])
             if not np.isfinite(seen).all():
                 raise FloatingPointError("personalize: the loss is not finite; lower config.personalize.lr.")
             if patience and len(seen) - seen[:, 1].argmin() > patience:
@@ -183,8 +171,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
     backbone = load_backbone(config)
     model, base = backbone.model, backbone.base
     params = load_params(workdir / "joint" / "params", jax.eval_shape(model.init, jax.random.key(0), base))
+    start = workdir / ("encoder" if config.encoder.steps else "joint")
+    if config.encoder.steps:
+        params, base = moved(start, model, params, base)
     utterances = load_utterances(config, workdir, backbone, "evaluation")
-    source, about = prepared.open_split(workdir, "evaluation"), prepared.open_metadata(workdir, "evaluation")
+    about = prepared.open_metadata(workdir, "evaluation")
     at = {x["id"]: i for i, x in enumerate(about)}  # of recordings; windows of longer ones are not there
     ids = [utterances.embeddings.ids[r] for r in utterances.rows]
     speakers: dict[str, list[int]] = {}
@@ -192,7 +183,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         if id_ in at:
             speakers.setdefault(about[at[id_]]["speaker"], []).append(i)
     adapter = Adapter(config, model, base, params, utterances)
-    sound = lambda i: source[at[ids[i]]]["audio"] / np.float32(32768.0)
+    sound = sounds_of(config, workdir, utterances, "evaluation")
     lines: list[Row] = []
     for speaker, members in tqdm(sorted(speakers.items()), desc="personalize", unit="speaker"):
         file = personal_folder(workdir, speaker) / "hypotheses.jsonl"
@@ -200,9 +191,9 @@ def run(config: ConfigDict, workdir: Path) -> None:
             parts = chosen([ids[i] for i in members], c.shots, config.seed)
             given, rest = ([members[i] for i in part] for part in parts)
             mine, steps = adapter(given, [sound(i) for i in given])
-            lineage.write(file.parent, [speaker], workdir / "joint")
+            lineage.write(file.parent, [speaker], start)
             save_params(file.parent / "params", mine)
-            sounds, own = [sound(i) for i in rest], personal.compose(params, base, mine)
+            sounds, own = [sound(i) for i in rest], offsets.compose(params, base, mine)
             before = texts(config, backbone, params, base, sounds)
             after = texts(config, backbone, *own, sounds) if steps else before
             rows = [

@@ -1,7 +1,7 @@
 """What the training phases open: the backbone on the mesh, and the utterances of a split with their tokens."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import dataclasses
 import json
 from pathlib import Path
@@ -186,14 +186,30 @@ def validation(
     count = -(-len(utterances) // batch_size)
     source = BatchSource(utterances, batch_size=batch_size, steps=count, seed=0, buckets=1)
 
-    @jax.jit
     def nll(params: Any, base: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         gates = model.gates(model.gate_logits(params, batch.embedding))
-        return model.nll(base, params, batch, gates).sum(), batch.weights.sum()
+        return model.nll(base, params, batch, gates), batch.weights
+
+    batches = lambda: (source[i] for i in range(source.batches_per_epoch))
+    return nats_per_token(nll, backbone.base, batches, backbone.mesh)
+
+
+def nats_per_token(
+    nll: Callable[[Any, Any, Any], tuple[jax.Array, jax.Array]],
+    base: Any,
+    batches: Callable[[], Iterable[Any]],
+    mesh: jax.sharding.Mesh,
+) -> Callable[[Any], dict[str, float]]:
+    """params -> {"validation_nll"} over `batches()`; nll(params, base, batch) -> what each utterance costs [B] and the
+    weights of its tokens [B, T]."""
+
+    @jax.jit
+    def sums(params: Any, base: Any, batch: Any) -> tuple[jax.Array, jax.Array]:
+        of_each, weights = nll(params, base, batch)
+        return of_each.sum(), weights.sum()
 
     def evaluate(params: Any) -> dict[str, float]:
-        batches = (sharding.put_batch(source[i], backbone.mesh) for i in range(source.batches_per_epoch))
-        totals = [jax.device_get(nll(params, backbone.base, b)) for b in batches]
+        totals = [jax.device_get(sums(params, base, sharding.put_batch(b, mesh))) for b in batches()]
         return {"validation_nll": float(sum(t[0] for t in totals) / sum(t[1] for t in totals))}
 
     return evaluate

@@ -2,33 +2,19 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-import soundfile
 
 from configs import quickstart
-from jaxmoe.checkpoint import save_params
-from jaxmoe.data.audio import SAMPLE_RATE, load_audio
-from jaxmoe.phases import embed, personalize, prepare
+from jaxmoe.data.audio import SAMPLE_RATE
+from jaxmoe.phases import personalize
 from jaxmoe.phases.personalize import Adapter, chosen
 from jaxmoe.system import load_system
-from jaxmoe.train.setup import load_backbone
-from jaxmoe.transcription import transcribe
-from jaxmoe.windows import TranscribeOptions
 from tests import tiny
-from tests.model.checkpoints import real_weights
+from tests.phases import spoken
 
-JFK = Path(__file__).parents[1] / "data/jfk.flac"
-PARTS = (  # in seconds
-    (0.0, 3.2, "And so my fellow Americans"),
-    (0.2, 3.2, "And so my fellow Americans"),
-    (3.2, 7.9, "Ask not what your country can do for you"),
-    (7.9, 11.0, "Ask what you can do for your country"),
-    (0.1, 7.9, "And so my fellow Americans ask not what your country can do for you"),
-)
 SHOTS = 6
 
 
@@ -97,31 +83,15 @@ def test_which_recordings_are_given_depends_on_their_names_alone():
 
 def test_who_is_adapted_to_is_heard_so_by_transcribe(tmp_path):
     """Real weights, real speech: the phase's own texts are those of the run's system for that speaker."""
-    real_weights("tiny.en")
-    sound, lines = load_audio(JFK), ["path,text,speaker,split"]
-    for split, (start, end, text) in zip(("train", "validation", *["evaluation"] * 3), PARTS, strict=True):
-        part = sound[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
-        soundfile.write(tmp_path / f"{start}.wav", part, SAMPLE_RATE)
-        lines.append(f"{start}.wav,{text},{split},{split}")
-    (tmp_path / "t.csv").write_text("\n".join(lines))
-    config, workdir = quickstart.get_config("smoke").unlock(), tmp_path / "run"
-    config.data.update(corpus="manifest", path=str(tmp_path / "t.csv"), num_workers=1)
-    config.embed.variant_clips, config.mesh.data = 0, 1
+    config, workdir = spoken.make_run(tmp_path)
     config.personalize.update(shots=2, steps=3)
-    prepare.run(config, workdir)
-    embed.run(config, workdir)
-    backbone = load_backbone(config)
-    save_params(workdir / "joint" / "params", backbone.model.init(jax.random.key(0), backbone.base))
-    (workdir / "config.json").write_text(json.dumps({"config": config.to_dict()}))
     personalize.run(config, workdir)
     (row,) = map(json.loads, (workdir / "personalize/evaluation/hypotheses.jsonl").read_text().splitlines())
     assert row["steps"] > 0 and json.loads((workdir / "personalize/figures.json").read_text())["speakers"] == 1
     mine, anybody = (load_system("", workdir, speaker) for speaker in ("evaluation", ""))
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), mine.params["encoder"], anybody.params["encoder"])
-    assert moved["blocks"]["mlp1"]["bias"] > 0 == moved["blocks"]["mlp1"]["kernel"]
-    options = TranscribeOptions(beam_size=1, temperatures=(0.0,))
-    for system, key in ((mine, "after"), (anybody, "before")):
-        (step,) = transcribe(system, [lambda: load_audio(tmp_path / row["id"])], options)
-        assert step.transcript.text == row[key]
+    spoken.assert_biases_moved(mine, anybody)
+    assert (spoken.text(mine, tmp_path / row["id"]), spoken.text(anybody, tmp_path / row["id"])) == (
+        row["after"], row["before"],
+    )  # fmt: skip
     with pytest.raises(ValueError, match="adapted to evaluation"):
         load_system("", workdir, "somebody else")

@@ -5,16 +5,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxmoe.model import personal
+from jaxmoe.model import offsets
 from tests import tiny
 
 
 def test_composed_parameters_are_the_sums():
     model, base = tiny.make_model(), tiny.make_base()
     params = tiny.make_params(model, base)
-    mine = jax.tree.map(lambda x: x + 0.1, personal.init(model, base))
+    mine = jax.tree.map(lambda x: x + 0.1, offsets.init(model, base))
     mine["gate_bias"] = jnp.arange(tiny.EXPERTS) * 1.0
-    own, heard = personal.compose(params, base, mine)
+    own, heard = offsets.compose(params, base, mine)
     embedding = jnp.ones((2, tiny.DIMS.n_audio_state))
     shift = model.gate_logits(own, embedding) - model.gate_logits(params, embedding)
     np.testing.assert_allclose(shift, np.tile(np.arange(3.0), (2, 1)), atol=1e-5)
@@ -30,14 +30,14 @@ def test_composed_parameters_are_the_sums():
 def test_fresh_personal_parameters_change_nothing():
     model, base = tiny.make_model(), tiny.make_base()
     params = tiny.make_params(model, base)
-    composed = personal.compose(params, base, personal.init(model, base))
+    composed = offsets.compose(params, base, offsets.init(model, base))
     jax.tree.map(np.testing.assert_array_equal, composed, (params, base))
 
 
 def test_without_experts_there_is_no_gate_to_bias():
     model, base = tiny.make_model(num_experts=0), tiny.make_base()
     params = model.init(jax.random.key(0), base)
-    mine = personal.init(model, base)
+    mine = offsets.init(model, base)
     assert mine["gate_bias"].size == 0
-    own, _ = personal.compose(params, base, mine)
+    own, _ = offsets.compose(params, base, mine)
     jax.tree.map(np.testing.assert_array_equal, own, params)

@@ -1,0 +1,145 @@
+"""Adapts the encoder's biases and norms to all speakers of train, from the audio; mixture and decoder stay as they are.
+
+Reads   WORKDIR/corpus, WORKDIR/embeddings (which recordings there are), WORKDIR/joint/params
+Writes  WORKDIR/encoder/  checkpoints, metrics.jsonl; params: the offsets (model/offsets.py) that the validation
+        speakers are best understood with, those of step 0, which are zero, included
+
+The phases before it read the frozen encoder's latents from disk; this one computes the encoder and its gradient at
+every step.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import numpy as np
+
+from jaxmoe import sharding
+from jaxmoe.checkpoint import load_params, save_params
+from jaxmoe.data import prepared
+from jaxmoe.data.audio import SAMPLES_PER_POSITION, window
+from jaxmoe.data.batches import Batch, BatchSource, Utterances, iterate
+from jaxmoe.data.embeddings import with_windows
+from jaxmoe.model import offsets
+from jaxmoe.model.moe import MoEWhisper
+from jaxmoe.phases.embed import encode
+from jaxmoe.train import losses, optimizer
+from jaxmoe.train import state as states
+from jaxmoe.train.loop import StepFn, fit
+from jaxmoe.train.setup import (
+    embeddings_folder,
+    load_backbone,
+    load_utterances,
+    make_tx,
+    nats_per_token,
+    note_utterances,
+)
+
+Sound = Callable[[int], np.ndarray]
+
+
+class Heard(NamedTuple):
+    """Recordings and what is said in them."""
+
+    audio: Any  # [B, n], padded with zeros
+    samples: Any  # [B]
+    batch: Batch  # without latents: they are made anew, and so are embeddings
+
+
+def hear(batch: Batch, sounds: Sequence[np.ndarray], size: int) -> Heard:
+    """The utterances of a batch, recordings float [n] in `sounds`, padded to `size` samples."""
+    audio = np.stack([np.pad(x, (0, size - len(x))) for x in sounds])
+    positions = size // SAMPLES_PER_POSITION
+    mask = np.pad(batch.mask, [(0, 0), (0, positions - batch.mask.shape[1])])
+    return Heard(audio, np.array([len(x) for x in sounds]), batch.replace(latents=None, mask=mask))
+
+
+def nll(model: MoEWhisper, mixture: tuple[Any, Any], mine: Any, heard: Heard) -> jax.Array:
+    """Summed cross-entropy [B], in nats, through encoder and mixture.
+
+    Args:
+      mixture: the adapters' parameters and Whisper's.
+      mine: offsets, which move them.
+    """
+    params, base = offsets.compose(*mixture, mine)
+    latents, depths = encode(model.whisper, base, heard.audio, heard.samples)
+    batch = heard.batch.replace(latents=latents, embedding=depths[:, -1, 0])
+    return model.nll(base, params, batch, model.gates(model.gate_logits(params, batch.embedding)))
+
+
+def sounds_of(config: ConfigDict, workdir: Path, utterances: Utterances, split: str) -> Sound:
+    """Number of an utterance -> its recording, or its window of one, float32 [n]."""
+    source, metadata = prepared.open_split(workdir, split), prepared.open_metadata(workdir, split)
+    folder = embeddings_folder(workdir, config.model.backbone, split)
+    items = {x["id"]: x for x in with_windows(metadata, folder)}
+    chosen = [items[utterances.embeddings.ids[row]] for row in utterances.rows]
+
+    def sound(number: int) -> np.ndarray:
+        item = chosen[number]
+        return source[item["row"]]["audio"][item["start"] :][: item["samples"]] / np.float32(32768.0)
+
+    return sound
+
+
+def listener(config: ConfigDict, sound: Sound) -> Callable[[Batch], Heard]:
+    """Batch -> what is heard of it, in the window that `embed` would choose for its longest utterance."""
+
+    def listen(batch: Batch) -> Heard:
+        samples = batch.latents.shape[1] * SAMPLES_PER_POSITION  # with the margin
+        return hear(batch, [sound(i) for i in batch.index], window(samples, config.embed.context, 0.0))
+
+    return listen
+
+
+def make_step(model: MoEWhisper, tx: Any) -> StepFn:
+    """A step over Heard; its base is what `nll` calls mixture."""
+
+    def loss_fn(mine: Any, base: Any, heard: Heard) -> tuple[jax.Array, dict[str, jax.Array]]:
+        loss = losses.mean_nll(nll(model, base, mine, heard), heard.batch.weights)
+        return loss, {"loss": loss}
+
+    def step(state: states.TrainState, base: Any, heard: Heard) -> tuple[states.TrainState, dict[str, jax.Array]]:
+        grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, base, heard)
+        return optimizer.advance(tx, state, grads, jnp.ones(model.num_experts, bool)), metrics
+
+    return step
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    backbone, c = load_backbone(config), config.encoder
+    model, folder = backbone.model, workdir / "encoder"
+    like = jax.eval_shape(model.init, jax.random.key(0), backbone.base)
+    adapters = jax.device_put(load_params(workdir / "joint" / "params", like), sharding.replicated(backbone.mesh))
+    said, held_out = (load_utterances(config, workdir, backbone, split) for split in ("train", "validation"))
+    fields = {"batch_size": c.batch_size, "steps": c.steps}
+    source = BatchSource(said, seed=config.seed, **fields)
+    unseen = BatchSource(held_out, seed=0, buckets=1, **fields)
+    listen = listener(config, sounds_of(config, workdir, said, "train"))
+    listen_again = listener(config, sounds_of(config, workdir, held_out, "validation"))
+
+    def measured(mine: Any, base: Any, heard: Heard) -> tuple[jax.Array, jax.Array]:
+        return nll(model, base, mine, heard), heard.batch.weights
+
+    mine, base = offsets.init(model, backbone.base), (adapters, backbone.base)
+    tx = make_tx(c, mine, [".*"])
+    note_utterances(folder, said, held_out, workdir / "joint")
+    fit(
+        make_step(model, tx),
+        states.create(mine, tx, config.seed),
+        base,
+        iterate(source),
+        folder=folder,
+        steps=c.steps,
+        mesh=backbone.mesh,
+        log_every=c.log_every,
+        save_every=c.save_every,
+        evaluate=nats_per_token(
+            measured, base, lambda: (listen_again(unseen[i]) for i in range(unseen.batches_per_epoch)), backbone.mesh
+        ),
+        select="validation_nll",
+        prepare=lambda state, batch: listen(batch),
+    )
+    save_params(folder / "params", load_params(folder / "best", mine))

@@ -1,0 +1,59 @@
+"""A run up to its joint phase over parts of one real recording, with real weights and an untrained mixture."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import soundfile
+
+from configs import quickstart
+from jaxmoe.checkpoint import save_params
+from jaxmoe.data.audio import SAMPLE_RATE, load_audio
+from jaxmoe.phases import embed, prepare
+from jaxmoe.train.setup import load_backbone
+from jaxmoe.transcription import transcribe
+from jaxmoe.windows import TranscribeOptions
+from tests.model.checkpoints import real_weights
+
+JFK = Path(__file__).parents[1] / "data/jfk.flac"
+PARTS = (  # of whom, in seconds; speakers are named by their split
+    ("train", 0.0, 3.2, "And so my fellow Americans"),
+    ("validation", 0.2, 3.2, "And so my fellow Americans"),
+    ("evaluation", 3.2, 7.9, "Ask not what your country can do for you"),
+    ("evaluation", 7.9, 11.0, "Ask what you can do for your country"),
+    ("evaluation", 0.1, 7.9, "And so my fellow Americans ask not what your country can do for you"),
+)
+
+
+def make_run(tmp_path, **fields):
+    """Its configuration, unlocked, and workdir; recordings are tmp_path/<start>.wav. fields: "group.field" -> value."""
+    real_weights("tiny.en")
+    sound, lines = load_audio(JFK), ["path,text,speaker,split"]
+    for split, start, end, text in PARTS:
+        part = sound[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
+        soundfile.write(tmp_path / f"{start}.wav", part, SAMPLE_RATE)
+        lines.append(f"{start}.wav,{text},{split},{split}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    config, workdir = quickstart.get_config("smoke").unlock(), tmp_path / "run"
+    config.data.update(corpus="manifest", path=str(tmp_path / "t.csv"), num_workers=1)
+    config.embed.variant_clips, config.mesh.data = 0, 1
+    config.update_from_flattened_dict(fields)
+    prepare.run(config, workdir)
+    embed.run(config, workdir)
+    backbone = load_backbone(config)
+    save_params(workdir / "joint" / "params", backbone.model.init(jax.random.key(0), backbone.base))
+    (workdir / "config.json").write_text(json.dumps({"config": config.to_dict()}))
+    return config, workdir
+
+
+def assert_biases_moved(system, other):
+    """Of the encoder, whose matrices must be the same."""
+    apart = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), system.params["encoder"], other.params["encoder"])
+    assert apart["blocks"]["mlp1"]["bias"] > 0 == apart["blocks"]["mlp1"]["kernel"]
+
+
+def text(system, path):
+    """What a system hears in a recording, greedily."""
+    (step,) = transcribe(system, [lambda: load_audio(path)], TranscribeOptions(beam_size=1, temperatures=(0.0,)))
+    return step.transcript.text
