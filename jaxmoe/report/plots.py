@@ -21,7 +21,7 @@ MAX_VECTOR_POINTS = 1500  # above it an SVG grows past 300 kB and scrolls badly
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#5b5ea6")
 GREY = "#9aa3ab"
 INK = "#26323c"
-_ORDER = {name: i for i, name in enumerate(("gate", "experts", "joint", "baseline", "cascade"))}
+_ORDER = {name: i for i, name in enumerate(("gate", "experts", "joint", "encoder", "baseline", "cascade"))}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")  # shape repeats what colour says
 
 

@@ -7,7 +7,7 @@ from jaxmoe.eval import systems
 
 def test_keys_in_the_order_of_the_table():
     assert [s.key for s in systems.SYSTEMS] == (
-        "whisper-v2 whisper-v3 lora moe moe-custom-mt moe-risk moe-distilled"
+        "whisper-v2 whisper-v3 lora moe moe-encoder moe-custom-mt moe-risk moe-distilled"
         " salmonn salmonn-tuned mt mt-custom mt-local mt-local-tuned"
     ).split()
     assert {s.kind for s in systems.SYSTEMS if s.key.startswith("mt")} == {"mt"}
