@@ -94,9 +94,10 @@ def get_config(variant: str = "full") -> ConfigDict:
     )
     # rank 0: as many parameters as the mixture
     c.baseline = dict(steps=120, batch_size=16, lr=5e-4, rank=0, **training)
-    c.encoder = dict(  # phase encoder: its biases and norms, from the audio
+    c.encoder = dict(  # phase encoder: its biases and norms, and one LoRA, from the audio
         steps=0,  # 0 leaves the phase out
         batch_size=8,
+        rank=4,  # of the LoRA on its linear maps; 0 for none
         lr=1e-3,
         **training,
     )

@@ -12,7 +12,7 @@ PHASE is one of
   experts    one LoRA expert a cluster, the gate frozen
   joint      gate, experts and shared path together
   baseline   one LoRA for everybody
-  encoder    the encoder's biases and norms adapted to everybody (config.encoder.steps > 0)
+  encoder    the encoder adapted to everybody, from the audio (config.encoder.steps > 0)
   personalize  the mixture adapted to each held-out speaker from a few recordings
   mt         fine-tunes the local translator (config.mt_tuning.steps > 0)
   cascade    the mixture with the translator in the loop, or distilled to German (config.cascade.steps > 0)

@@ -207,11 +207,12 @@ def load_system(
     return Recogniser(str(model), Whisper(dims, jnp.dtype(resolve_dtype("auto"))), params, tokenizer, exact=exact)
 
 
-def moved(folder: Path, model: MoEWhisper, params: Any, base: Any) -> tuple[Any, Any]:
-    """A mixture's parameters and its base with the offsets in FOLDER/params, of phase encoder or personalize, added."""
+def moved(folder: Path, model: MoEWhisper, params: Any, base: Any, rank: int = 0) -> tuple[Any, Any]:
+    """A mixture's parameters and its base with what is in FOLDER/params added: of phase personalize or, with
+    config.encoder.rank, encoder."""
     from jaxmoe.checkpoint import load_params
 
-    like = jax.eval_shape(functools.partial(offsets.init, model), base)
+    like = jax.eval_shape(functools.partial(offsets.init, model, rank=rank), base)
     return offsets.compose(params, base, load_params(folder / "params", like))
 
 
@@ -244,7 +245,7 @@ def _load_run(workdir: Path, speaker: str) -> Recogniser:
     params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0), base))
     if trained[0] == "joint" and (workdir / "encoder" / "params").is_dir():
         folder = workdir / "encoder"
-        params, base = moved(folder, model, params, base)
+        params, base = moved(folder, model, params, base, config["encoder"]["rank"])
     if speaker:
         folder = personal_folder(workdir, speaker)
         if not folder.is_dir():

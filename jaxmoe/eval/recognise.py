@@ -76,7 +76,7 @@ def _adapted(config: ConfigDict, workdir: Path, phase: str, encoder: str = "") -
     params = load_params(workdir / phase / "params", like)
     base = backbone.base
     if encoder:
-        params, base = moved(workdir / encoder, model, params, base)
+        params, base = moved(workdir / encoder, model, params, base, config.encoder.rank)
     made = {name: config.embed[name] for name in ("context", "margin_s")}
     return backbone, Adapted(encoder or phase, model, base, backbone.tokenizer, params, **made)
 

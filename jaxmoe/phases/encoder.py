@@ -1,8 +1,8 @@
-"""Adapts the encoder's biases and norms to all speakers of train, from the audio; mixture and decoder stay as they are.
+"""Adapts the encoder to all speakers of train, from the audio; mixture and decoder stay as they are.
 
 Reads   WORKDIR/corpus, WORKDIR/embeddings (which recordings there are), WORKDIR/joint/params
-Writes  WORKDIR/encoder/  checkpoints, metrics.jsonl; params: the offsets (model/offsets.py) that the validation
-        speakers are best understood with, those of step 0, which are zero, included
+Writes  WORKDIR/encoder/  checkpoints, metrics.jsonl; params: the offsets of biases and norms, and the LoRA, that the
+        validation speakers are best understood with, those of step 0, which change nothing, included
 
 The phases before it read the frozen encoder's latents from disk; this one computes the encoder and its gradient at
 every step.
@@ -123,7 +123,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     def measured(mine: Any, base: Any, heard: Heard) -> tuple[jax.Array, jax.Array]:
         return nll(model, base, mine, heard), heard.batch.weights
 
-    mine, base = offsets.init(model, backbone.base), (adapters, backbone.base)
+    mine, base = offsets.init(model, backbone.base, c.rank, config.seed), (adapters, backbone.base)
     tx = make_tx(c, mine, [".*"])
     note_utterances(folder, said, held_out, workdir / "joint")
     fit(
