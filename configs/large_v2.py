@@ -128,7 +128,7 @@ def get_config() -> ConfigDict:
         semscore="",
     )
     c.stress = dict(
-        systems=("whisper-v2", "lora", "moe"),
+        systems=("whisper-v2", "lora", "moe", "moe-encoder"),
         utterances=200,
         noises=("white", "pink", "babble", "reverberation"),
         snr_db=(20.0, 10.0, 5.0, 0.0),

@@ -163,7 +163,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         semscore="",  # a model of sentence-transformers: "paraphrase-multilingual-mpnet-base-v2"
     )
     c.stress = dict(
-        systems=("whisper-v2", "lora", "moe"),  # () leaves the phase out
+        systems=("whisper-v2", "lora", "moe", "moe-encoder"),  # () leaves the phase out
         utterances=4,  # of the evaluation split, under each noise; 0 for none
         noises=("babble", "reverberation"),  # also white, pink
         snr_db=(10.0, 0.0),

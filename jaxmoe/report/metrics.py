@@ -266,10 +266,11 @@ def _differences(
 
 
 def _focus(runs: list[SystemRun]) -> str:
-    """The system whose utterances and groups are shown in detail: moe, else the last that transcribes."""
+    """The system whose utterances and groups are shown in detail: the one that `transcribe --checkpoint` hears with,
+    else the last that transcribes."""
     run = [r.key for r in runs if r.was_run]
     transcribing = [r.key for r in runs if r.was_run and r.kind == "asr+mt"]
-    return "moe" if "moe" in run else (transcribing or run)[-1]
+    return next((key for key in ("moe-encoder", "moe") if key in run), (transcribing or run)[-1])
 
 
 def _worst(

@@ -33,8 +33,8 @@ def sentences(metrics: dict[str, Any]) -> list[str]:
     focus, base = systems.get(metrics["focus"]), systems.get(metrics["baseline"])
     if focus and focus["wer"] is not None:
         out.append(_wer_sentence(metrics, focus, base))
-        if focus["key"] == "moe" and "lora" in systems:
-            out.append(_lora_sentence(metrics))
+        if focus["key"] in ("moe", "moe-encoder"):
+            out.extend(_addition_sentences(metrics))
         out.extend(_group_sentences(focus))
     if focus and focus["bleu"] is not None:
         out.append(_bleu_sentence(metrics, focus))
@@ -92,11 +92,15 @@ def _wer_sentence(metrics: dict[str, Any], focus: dict[str, Any], base: dict[str
     )
 
 
-def _lora_sentence(metrics: dict[str, Any]) -> str:
-    found = difference(metrics, "moe", "lora")
-    if not found or not found["wer"]:
-        return "The mixture of experts was not compared with one LoRA for everybody."
-    return f"The mixture of experts against one LoRA for everybody: {change(found['wer'], 'errors per 100 words')}."
+ADDITIONS = {
+    ("moe-encoder", "moe"): "Adapting the encoder too, against the mixture alone",
+    ("moe", "lora"): "The mixture of experts against one LoRA for everybody",
+}
+
+
+def _addition_sentences(metrics: dict[str, Any]) -> list[str]:
+    compared = {title: difference(metrics, *pair) for pair, title in ADDITIONS.items()}
+    return [f"{title}: {change(d['wer'], 'errors per 100 words')}." for title, d in compared.items() if d and d["wer"]]
 
 
 def _group_sentences(focus: dict[str, Any]) -> list[str]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import json
 from pathlib import Path
+import shutil
 
 import jiwer
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import sacrebleu
 
 from jaxmoe.eval import systems
+from jaxmoe.report import summary
 from jaxmoe.report.metrics import build
 
 
@@ -39,6 +41,19 @@ def test_every_system_of_the_table_is_there(metrics: dict):
     assert _system(metrics, "moe-risk")["status"].startswith("not run: ")
     for s in metrics["systems"]:
         assert {"key", "name", "status", "kind", "wer", "cer", "bleu", "chrf", "utterances", "ci95", "by"} <= set(s)
+
+
+def test_a_run_with_an_adapted_encoder_is_about_it_and_says_what_it_adds(run: Path, metrics: dict):
+    assert metrics["focus"] == "moe"
+    folder = shutil.copytree(run / "eval" / "moe", run / "eval" / "moe-encoder")
+    about = json.loads((folder / "system.json").read_text())
+    (folder / "system.json").write_text(json.dumps(about | {"key": "moe-encoder", "name": "encoder adapted"}))
+    _rewrite(run, "moe-encoder", lambda rows: [row | {"hypothesis": row["reference"]} for row in rows])
+    found = build(run, bootstrap=100)
+    assert found["focus"] == "moe-encoder" and _system(found, "moe-encoder")["wer"] == 0.0
+    said = " ".join(summary.sentences(found))
+    assert f"against the mixture alone: {_system(found, 'moe')['wer']:.1f} fewer errors per 100 words" in said
+    assert "The mixture of experts against one LoRA for everybody" in said
 
 
 def test_figures_agree_with_jiwer_and_sacrebleu(run: Path, metrics: dict):
