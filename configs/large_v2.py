@@ -123,7 +123,7 @@ def get_config() -> ConfigDict:
         temperatures=(0.0, 0.4, 0.8),  # the next is tried where a text loops or is unlikely
         beam_size=5,
         batch_size=32,
-        systems=("whisper-v2", "whisper-v3", "lora", "moe", "mt"),
+        systems=("whisper-v2", "whisper-v3", "lora", "moe", "moe-encoder", "mt"),
         comet="",
         semscore="",
     )
