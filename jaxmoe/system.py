@@ -207,9 +207,19 @@ def load_system(
     return Recogniser(str(model), Whisper(dims, jnp.dtype(resolve_dtype("auto"))), params, tokenizer, exact=exact)
 
 
+def encoder_rank(workdir: Path) -> int | None:
+    """The rank of the LoRA in WORKDIR/encoder; None where that was not done for the mixture that is there."""
+    records = [workdir / name / "phase.json" for name in ("joint", "encoder")]
+    if not all(path.exists() for path in records):
+        return None
+    joint, encoder = (json.loads(path.read_text()) for path in records)
+    mine = encoder["settings"].pop("encoder")
+    return mine["rank"] if encoder["done"] and encoder["settings"] == joint["settings"] else None
+
+
 def moved(folder: Path, model: MoEWhisper, params: Any, base: Any, rank: int = 0) -> tuple[Any, Any]:
-    """A mixture's parameters and its base with what is in FOLDER/params added: of phase personalize or, with
-    config.encoder.rank, encoder."""
+    """A mixture's parameters and its base with what is in FOLDER/params added: of phase personalize or, with its rank,
+    encoder."""
     from jaxmoe.checkpoint import load_params
 
     like = jax.eval_shape(functools.partial(offsets.init, model, rank=rank), base)
@@ -243,9 +253,9 @@ def _load_run(workdir: Path, speaker: str) -> Recogniser:
         model = one_lora(model, config["baseline"]["rank"])
     folder = workdir / trained[0]
     params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0), base))
-    if trained[0] == "joint" and (workdir / "encoder" / "params").is_dir():
+    if trained[0] == "joint" and (rank := encoder_rank(workdir)) is not None:
         folder = workdir / "encoder"
-        params, base = moved(folder, model, params, base, config["encoder"]["rank"])
+        params, base = moved(folder, model, params, base, rank)
     if speaker:
         folder = personal_folder(workdir, speaker)
         if not folder.is_dir():

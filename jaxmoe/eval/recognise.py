@@ -13,7 +13,7 @@ from jaxmoe.checkpoint import load_params
 from jaxmoe.data.embeddings import Embeddings
 from jaxmoe.eval.systems import Clip, NotRun, Part
 from jaxmoe.model.moe import one_lora
-from jaxmoe.system import Adapted, Recogniser, moved
+from jaxmoe.system import Adapted, Recogniser, encoder_rank, moved
 from jaxmoe.train.setup import Backbone, embeddings_folder, load_backbone, load_posterior
 from jaxmoe.transcription import transcribe
 from jaxmoe.windows import TranscribeOptions, decode_latents
@@ -46,8 +46,13 @@ def adapted(
 
 
 def encoder_adapted(config: ConfigDict, workdir: Path, part: Part, clips: Sequence[Clip]) -> Iterator[list[Row]]:
-    """The mixture behind the encoder of phase `encoder`, from the audio: the latents on disk are the frozen one's."""
-    _, model = _adapted(config, workdir, "joint", encoder="encoder")
+    """The mixture behind the encoder of phase `encoder`, from the audio: the latents on disk are the frozen one's.
+
+    Raises: NotRun where that phase was for another mixture.
+    """
+    if (rank := encoder_rank(workdir)) is None:
+        raise NotRun("the encoder was adapted for another mixture; run --phase=encoder again")
+    _, model = _adapted(config, workdir, "joint", rank)
     yield from from_audio(model, clips, _options(config))
 
 
@@ -69,16 +74,16 @@ def _mode(workdir: Path, part: Part, mode: str) -> Part:
     return dataclasses.replace(part, reads=(folder, *part.reads[1:]))
 
 
-def _adapted(config: ConfigDict, workdir: Path, phase: str, encoder: str = "") -> tuple[Backbone, Adapted]:
+def _adapted(config: ConfigDict, workdir: Path, phase: str, encoder: int | None = None) -> tuple[Backbone, Adapted]:
     backbone = load_backbone(config)
     model = one_lora(backbone.model, config.baseline.rank) if phase == "baseline" else backbone.model
     like = jax.eval_shape(model.init, jax.random.key(0), backbone.base)
     params = load_params(workdir / phase / "params", like)
     base = backbone.base
-    if encoder:
-        params, base = moved(workdir / encoder, model, params, base, config.encoder.rank)
+    if encoder is not None:  # its LoRA's rank
+        params, base = moved(workdir / "encoder", model, params, base, encoder)
     made = {name: config.embed[name] for name in ("context", "margin_s")}
-    return backbone, Adapted(encoder or phase, model, base, backbone.tokenizer, params, **made)
+    return backbone, Adapted(phase, model, base, backbone.tokenizer, params, **made)
 
 
 def _options(config: ConfigDict) -> TranscribeOptions:

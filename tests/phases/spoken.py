@@ -8,6 +8,7 @@ import numpy as np
 import soundfile
 
 from configs import quickstart
+from jaxmoe import stages
 from jaxmoe.checkpoint import save_params
 from jaxmoe.data.audio import SAMPLE_RATE, load_audio
 from jaxmoe.phases import embed, prepare
@@ -43,6 +44,8 @@ def make_run(tmp_path, **fields):
     embed.run(config, workdir)
     backbone = load_backbone(config)
     save_params(workdir / "joint" / "params", backbone.model.init(jax.random.key(0), backbone.base))
+    record = {"fingerprint": stages.fingerprint(config, "joint"), "settings": stages.settings(config, "joint")}
+    (workdir / "joint" / "phase.json").write_text(json.dumps(record | {"done": True}))
     (workdir / "config.json").write_text(json.dumps({"config": config.to_dict()}))
     return config, workdir
 

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxmoe import stages
 from jaxmoe.checkpoint import load_params
 from jaxmoe.data import lineage
 from jaxmoe.eval import systems
@@ -43,16 +44,16 @@ def test_encoder_learns_is_continued_and_is_what_transcribe_evaluate_and_persona
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(encoder, "listener", dies)
-        encoder.run(config, workdir)
+        stages.run(config, workdir, "encoder")
     assert not (workdir / "encoder" / "params").exists()
-    encoder.run(config, workdir)
+    stages.run(config, workdir, "encoder")
     continued = saved(config, workdir)
     lines = [json.loads(line) for line in (workdir / "encoder" / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [0, 1, 2, 3, 4]
     assert lines[-1]["validation_nll"] < lines[0]["validation_nll"] and lines[-1]["loss"] < lines[1]["loss"]
 
     (workdir / "encoder").rename(workdir / "encoder.previous")
-    encoder.run(config, workdir)
+    stages.run(config, workdir, "encoder")
     jax.tree.map(np.testing.assert_array_equal, saved(config, workdir), continued)
 
     adapted = load_system("", workdir)
@@ -66,8 +67,22 @@ def test_encoder_learns_is_continued_and_is_what_transcribe_evaluate_and_persona
         clip.id: spoken.text(adapted, tmp_path / clip.id) for clip in clips
     }
 
+    _of_another_mixture(config, workdir, part, clips, frozen)
     config.personalize.update(shots=2, steps=1)
     personalize.run(config, workdir)
     (row,) = map(json.loads, (workdir / "personalize/evaluation/hypotheses.jsonl").read_text().splitlines())
     assert row["before"] == rows[row["id"]]["hypothesis"]
     assert workdir / "personalize/evaluation" in lineage.trained_on(workdir, "train")  # it began with the encoder's
+
+
+def _of_another_mixture(config, workdir, part, clips, frozen):
+    """With a mixture trained otherwise since then, transcribe leaves the encoder as it was, and the row says why."""
+    record = workdir / "joint" / "phase.json"
+    before = record.read_text()
+    changed = json.loads(before)
+    changed["settings"]["joint"]["lr"] *= 2
+    record.write_text(json.dumps(changed))
+    jax.tree.map(np.testing.assert_array_equal, load_system("", workdir).params, frozen.params)
+    with pytest.raises(systems.NotRun, match="--phase=encoder again"):
+        next(iter(part.function()(config, workdir, part, clips)))
+    record.write_text(before)
