@@ -73,6 +73,8 @@ WITHOUT_EFFECT = {"num_workers", "log_every", "second", "max_chars", "acknowledg
 def _value(config: ConfigDict, group: str) -> object:
     value = config
     for name in group.split("."):
+        if name not in value:
+            raise ValueError(f"the configuration has no field {group}; configs/quickstart.py has it with its default.")
         value = value[name]
     if not isinstance(value, ConfigDict):
         return value
@@ -176,8 +178,9 @@ def _changes(record: dict, now: dict[str, object]) -> str:
 
 def run_all(config: ConfigDict, workdir: Path, force: bool = False) -> None:
     """Runs what is missing, in order; says what is skipped and why."""
+    wanted = {name: is_wanted(config, name) for name in PHASES}  # a missing field is an error now, not in an hour
     for number, name in enumerate(PHASES, 1):
-        if not is_wanted(config, name):
+        if not wanted[name]:
             print(f"[{number}/{len(PHASES)}] {name}: skipped, config.{PHASES[name].wanted} turns it off")
             continue
         if is_done(config, workdir, name) and not force and not PHASES[name].incremental:

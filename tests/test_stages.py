@@ -57,6 +57,14 @@ def test_a_changed_field_runs_what_depends_on_it_and_keeps_the_old(traced, tmp_p
     assert f"config.experts.lr {before} -> 0.0002" in capsys.readouterr().out
 
 
+def test_a_configuration_of_before_a_phase_is_told_what_it_lacks(traced, tmp_path):
+    config = quickstart.get_config().unlock()
+    del config.encoder
+    with pytest.raises(ValueError, match=r"no field encoder.steps; configs/quickstart.py"):
+        stages.run_all(config, tmp_path)
+    assert not traced
+
+
 def test_a_phase_whose_needs_are_missing_says_which(traced, tmp_path):
     with pytest.raises(FileNotFoundError, match="--phase=gate needs --phase=cluster"):
         stages.run(quickstart.get_config(), tmp_path, "gate")
