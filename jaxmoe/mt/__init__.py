@@ -49,7 +49,7 @@ class Translation:
 
 
 class Engine(Protocol):
-    """What cache.CachedTranslator drives: it plans requests, then runs them one by one."""
+    """What cached.CachedTranslator drives: it plans requests, then runs them one by one."""
 
     name: str
     signature: str
@@ -86,7 +86,8 @@ def make(
         TranslatorUnavailable: "none", no key, privacy notice not acknowledged, or no weights.
         ValueError: an unknown engine or option.
     """
-    from jaxmoe.mt.cache import Cache, CachedTranslator
+    from jaxmoe.mt.cache import Cache
+    from jaxmoe.mt.cached import CachedTranslator
 
     if engine == "local":
         from jaxmoe.mt.local import LocalTranslator

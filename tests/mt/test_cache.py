@@ -6,7 +6,8 @@ import sqlite3
 import pytest
 
 from jaxmoe.mt import Translation
-from jaxmoe.mt.cache import Cache, CachedTranslator
+from jaxmoe.mt.cache import Cache
+from jaxmoe.mt.cached import CachedTranslator
 
 
 class Counting:
