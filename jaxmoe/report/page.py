@@ -63,7 +63,7 @@ def render(metrics: dict[str, Any], workdir: Path, players: dict[str, str] | Non
     base = keys.index(metrics["baseline"]) if metrics["baseline"] in keys else None
     if base is not None and (systems[base]["status"] != "run" or base == focus):
         base = None
-    return environment.get_template("template.html").render(
+    return environment.get_template("page.html").render(
         m=metrics,
         names={s["key"]: s["name"] for s in systems},
         focus=focus,
