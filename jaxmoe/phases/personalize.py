@@ -7,9 +7,8 @@ Writes  WORKDIR/personalize/<speaker>/params            the person's own offsets
         WORKDIR/personalize/figures.json                WER before and after, over all speakers
 
 Every speaker of the evaluation split gives config.personalize.shots recordings and is judged on the others; one who has
-no more than that is adapted and not judged. Each of the recordings given is left out once, and what is left out decides
-after how many steps training ends, so that it does not only learn their words. Speakers that are done are not done
-again.
+no more than that is adapted and not judged. Some of the recordings given decide after how many steps training ends, so
+that it does not only learn their words. Speakers that are done are not done again.
 """
 
 from collections.abc import Sequence
@@ -40,7 +39,6 @@ from jaxmoe.train.setup import Backbone, load_backbone, load_utterances
 from jaxmoe.transcription import transcribe
 from jaxmoe.windows import TranscribeOptions
 
-FOLDS = 3
 PATIENCE = 4  # steps
 MIN_GAIN = 0.05  # of the loss on recordings left out, which are few: less is chance
 
@@ -89,53 +87,37 @@ class Adapter:
     def __call__(self, rows: Sequence[int], sounds: Sequence[np.ndarray]) -> tuple[Any, int]:
         """Personal parameters from the utterances `rows`, recordings float [n] in `sounds`, and the steps that took.
 
-        Every third recording is left out of a training, each of them of one, to see after how many steps what is left
-        out is understood best; a last training takes so many on all of them. They are 0 where it is not better
-        understood by MIN_GAIN.
+        Every third recording is left out of a first training, to see after how many steps it is understood best; a
+        second one takes so many on all of them. They are 0 where it is not better understood by MIN_GAIN.
         """
         number = np.arange(self.c.shots) % len(rows)  # fewer recordings repeat, so that the shape stays
-        heard = self._hear(np.array(rows)[number], [sounds[i] for i in number])
-        seen = self._left_out(heard, number % FOLDS)
-        steps = int(seen.argmin())
-        if seen[steps] > (1 - MIN_GAIN) * seen[0]:
+        heard, left_out = self._hear(np.array(rows)[number], [sounds[i] for i in number]), number % 3 == 1
+        _, seen = self._train(heard, ~left_out, self.c.steps, PATIENCE)
+        steps = int(seen[:, 1].argmin())
+        if not left_out.any() or seen[steps, 1] > (1 - MIN_GAIN) * seen[0, 1]:
             steps = 0
-        mine, opt_state = self._start()
-        for _ in range(steps):
-            mine, opt_state, _ = self._advance(mine, opt_state, heard, np.ones(len(number), bool))
-        return mine, steps
+        return self._train(heard, np.ones_like(left_out), steps)[0], steps
 
     def _hear(self, rows: np.ndarray, sounds: Sequence[np.ndarray]) -> Heard:
         size = max(window(len(x), self.embed.context, self.embed.margin_s) for x in sounds)
         batch = collate(self.utterances, rows, size // SAMPLES_PER_POSITION, self.token_size)
         return jax.tree.map(jnp.asarray, hear(batch, sounds, size))
 
-    def _start(self) -> tuple[Any, Any]:
-        mine = offsets.init(self.model, self.base)
-        return mine, self.tx.init(mine)
+    def _train(self, heard: Heard, kept: np.ndarray, steps: int, patience: int = 0) -> tuple[Any, np.ndarray]:
+        """Personal parameters after `steps`, and what `make_step` gave back before each [steps, 2].
 
-    def _advance(self, mine: Any, opt_state: Any, heard: Heard, kept: np.ndarray) -> tuple[Any, Any, np.ndarray]:
-        by = jnp.asarray(kept, jnp.float32)
-        mine, opt_state, found = self.step(mine, opt_state, self.params, self.base, heard, by)
-        if not np.isfinite(found).all():
-            raise FloatingPointError("personalize: the loss is not finite; lower config.personalize.lr.")
-        return mine, opt_state, np.asarray(found)
-
-    def _left_out(self, heard: Heard, fold: np.ndarray) -> np.ndarray:
-        """Nats a token of recordings left out, the mean of the folds, before each step [steps].
-
-        Ends after PATIENCE steps in which they were never better understood. fold: [B], of each recording.
+        patience: ends after so many steps in which those not kept were never better understood; 0 for never.
         """
-        kept = [fold != k for k in np.unique(fold) if (fold != k).any()]
-        if not kept:  # a single recording
-            return np.zeros(1)
-        runs, seen = [self._start() for _ in kept], []
-        for _ in range(self.c.steps):
-            stepped = [self._advance(*run, heard, by) for run, by in zip(runs, kept, strict=True)]
-            runs = [(mine, opt_state) for mine, opt_state, _ in stepped]
-            seen.append(np.mean([found[1] for _, _, found in stepped]))
-            if len(seen) - np.argmin(seen) > PATIENCE:
+        mine, seen = offsets.init(self.model, self.base), np.zeros((0, 2))
+        opt_state, by = self.tx.init(mine), jnp.asarray(kept, jnp.float32)
+        for _ in range(steps):
+            mine, opt_state, found = self.step(mine, opt_state, self.params, self.base, heard, by)
+            seen = np.vstack([seen, found])
+            if not np.isfinite(seen).all():
+                raise FloatingPointError("personalize: the loss is not finite; lower config.personalize.lr.")
+            if patience and len(seen) - seen[:, 1].argmin() > patience:
                 break
-        return np.array(seen)
+        return mine, seen
 
 
 def texts(

@@ -60,8 +60,8 @@ def test_rematerialised_the_same_is_learnt(backbone, tmp_path):
 
 
 def test_nothing_is_learnt_that_other_recordings_are_worse_for(backbone, tmp_path):
-    """Whichever are left out say other words than the rest."""
-    texts = [[7] * 20, list(range(200, 220)), list(range(100, 120))]
+    """Recordings 1 and 4 are left out; the others say one word again and again, and never theirs."""
+    texts = [[7] * 20, list(range(200, 220)), [7] * 20]
     apart = one_person(tiny.make_utterances(tmp_path, count=SHOTS), texts)
     mine, steps = adapt(backbone, apart, range(SHOTS))
     assert steps == 0
