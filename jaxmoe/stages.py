@@ -74,7 +74,7 @@ def _value(config: ConfigDict, group: str) -> object:
     value = config
     for name in group.split("."):
         if name not in value:
-            raise ValueError(f"the configuration has no field {group}; configs/quickstart.py has it with its default.")
+            raise ValueError(f"the configuration has no field {group}; copy it from configs/quickstart.py.")
         value = value[name]
     if not isinstance(value, ConfigDict):
         return value
@@ -178,9 +178,11 @@ def _changes(record: dict, now: dict[str, object]) -> str:
 
 def run_all(config: ConfigDict, workdir: Path, force: bool = False) -> None:
     """Runs what is missing, in order; says what is skipped and why."""
-    wanted = {name: is_wanted(config, name) for name in PHASES}  # a missing field is an error now, not in an hour
+    wanted = [name for name in PHASES if is_wanted(config, name)]
+    for name in wanted:
+        settings(config, name)  # a group that is missing is an error now, not in an hour
     for number, name in enumerate(PHASES, 1):
-        if not wanted[name]:
+        if name not in wanted:
             print(f"[{number}/{len(PHASES)}] {name}: skipped, config.{PHASES[name].wanted} turns it off")
             continue
         if is_done(config, workdir, name) and not force and not PHASES[name].incremental:

@@ -57,10 +57,11 @@ def test_a_changed_field_runs_what_depends_on_it_and_keeps_the_old(traced, tmp_p
     assert f"config.experts.lr {before} -> 0.0002" in capsys.readouterr().out
 
 
-def test_a_configuration_of_before_a_phase_is_told_what_it_lacks(traced, tmp_path):
+@pytest.mark.parametrize(("group", "field"), [("encoder", "encoder.steps"), ("report", "report")])
+def test_a_configuration_of_before_a_phase_is_told_what_it_lacks(traced, tmp_path, group, field):
     config = quickstart.get_config().unlock()
-    del config.encoder
-    with pytest.raises(ValueError, match=r"no field encoder.steps; configs/quickstart.py"):
+    del config[group]
+    with pytest.raises(ValueError, match=f"no field {field}; copy it from configs/quickstart.py"):
         stages.run_all(config, tmp_path)
     assert not traced
 

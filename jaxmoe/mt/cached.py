@@ -1,4 +1,4 @@
-"""A translator before whose engine stands the cache, and before whose costs the courier."""
+"""The translator that phases use: an engine behind the cache, and behind the courier where it costs money."""
 
 from collections.abc import Sequence
 
