@@ -1,8 +1,10 @@
 """Which phase needs which, what of the configuration each depends on, and whether it has been done with it.
 
-A phase's fingerprint is a hash of its own configuration groups and of the fingerprints of the phases it needs. It is
-written to FOLDER/phase.json when the phase starts and marked done when it ends, so that a run can be killed and
-continued, and a changed configuration is noticed: what was made with another one is moved aside, never mixed.
+A phase's fingerprint is a hash of its own configuration groups and of those of the phases it needs. It is written to
+FOLDER/phase.json when the phase starts and marked done when it ends, so that a run can be killed and continued, and a
+changed configuration is noticed: what was made with another one is moved aside, never mixed. The record's `result`
+stands for what the phase made, `inputs` for what the phases it needs had made: with other recordings in the corpus the
+same configuration is not the same run.
 """
 
 from collections.abc import Callable
@@ -36,6 +38,10 @@ class Phase:
 
     def run(self, name: str) -> Callable[[ConfigDict, Path], str | None]:
         return importlib.import_module(f"jaxmoe.phases.{name}").run
+
+    def news(self, name: str) -> Callable[[ConfigDict, Path], str]:
+        """What has happened to a done phase's sources since, for people; nothing, of most."""
+        return getattr(importlib.import_module(f"jaxmoe.phases.{name}"), "news", lambda config, workdir: "")
 
 
 PHASES: dict[str, Phase] = {
@@ -115,14 +121,38 @@ def _record(workdir: Path, name: str) -> dict:
 def is_done(config: ConfigDict, workdir: Path, name: str) -> bool:
     """Whether the phase has ended with this configuration and with what the phases it needs hold now."""
     record = _record(workdir, name)
-    current = record.get("fingerprint") == fingerprint(config, name)
-    return bool(record.get("done")) and current and record.get("inputs", {}) == _inputs(config, workdir, name)
+    return bool(record.get("done")) and not _is_other(config, workdir, name, record)
+
+
+def _is_other(config: ConfigDict, workdir: Path, name: str, record: dict) -> bool:
+    """Whether a record is of another configuration, or of other results of the phases that are needed."""
+    inputs = record.get("inputs", {})
+    # Of a need whose result was not recorded then, nothing is known, and nothing is made again for it.
+    changed = any(inputs.get(need, result) != result for need, result in _inputs(config, workdir, name).items())
+    return changed or record.get("fingerprint") != fingerprint(config, name)
 
 
 def _inputs(config: ConfigDict, workdir: Path, name: str) -> dict[str, str]:
-    """What the incremental phases that this one needs returned."""
+    """What the phases that this one needs have made."""
     results = {need: _record(workdir, need).get("result") for need in needs(config, name)}
     return {need: result for need, result in results.items() if result}
+
+
+def _check_needs(config: ConfigDict, workdir: Path, name: str) -> None:
+    """Raises FileNotFoundError or ValueError where a phase that is needed is missing or is of another configuration."""
+    for need in needs(config, name):
+        record = _record(workdir, need)
+        if not record.get("done"):
+            raise FileNotFoundError(
+                f"--phase={name} needs --phase={need}, which has not been done in {workdir}; "
+                f"run it first, or --phase=all for everything."
+            )
+        if not is_done(config, workdir, need):
+            raise ValueError(
+                f"--phase={name} needs --phase={need}, but what {workdir} has of it is of other settings or recordings "
+                f"({_changes(record, settings(config, need))}); give the same settings again, or run --phase={need} "
+                "first, or --phase=all for everything."
+            )
 
 
 def _write(folder: Path, record: dict) -> None:
@@ -137,29 +167,33 @@ def run(config: ConfigDict, workdir: Path, name: str, force: bool = False) -> No
 
     Raises:
       FileNotFoundError: if a phase it needs has not been done, naming it.
+      ValueError: if that was done with another configuration, naming what differs.
     """
-    for need in needs(config, name):
-        if not _record(workdir, need).get("done"):
-            raise FileNotFoundError(
-                f"--phase={name} needs --phase={need}, which has not been done in {workdir}; "
-                f"run it first, or --phase=all for everything."
-            )
+    _check_needs(config, workdir, name)
     folder = workdir / PHASES[name].folder
     incremental = PHASES[name].incremental
     if is_done(config, workdir, name) and not force and not incremental:
         print(f"{name}: done already with this configuration ({folder}); --force runs it again")
+        _tell_news(config, workdir, name)
         return
-    mine, record = fingerprint(config, name), _record(workdir, name)
-    if record and (force or (record["fingerprint"] != mine and not incremental)):
+    record = _record(workdir, name)
+    if record and (force or (not incremental and _is_other(config, workdir, name, record))):
         aside = folder.with_name(folder.name + ".previous")
         print(f"{name}: {_changes(record, settings(config, name))}; what was there is moved to {aside}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
-    record = {"phase": name, "fingerprint": mine, "settings": settings(config, name), "done": False}
-    record["inputs"] = _inputs(config, workdir, name)
+    mine, inputs = fingerprint(config, name), _inputs(config, workdir, name)
+    record = {"phase": name, "fingerprint": mine, "settings": settings(config, name), "inputs": inputs, "done": False}
     _write(folder, record)
     result = PHASES[name].run(name)(config, workdir)
+    if result is None and inputs:
+        result = hashlib.sha256(json.dumps([mine, inputs], sort_keys=True).encode()).hexdigest()[:16]
     _write(folder, record | {"done": True, "result": result})
+
+
+def _tell_news(config: ConfigDict, workdir: Path, name: str) -> None:
+    if news := PHASES[name].news(name)(config, workdir):
+        print(f"{name}: {news}")
 
 
 def _changes(record: dict, now: dict[str, object]) -> str:
@@ -173,7 +207,7 @@ def _changes(record: dict, now: dict[str, object]) -> str:
     now = json.loads(json.dumps(now, default=str))
     old, new = flat(record["settings"], "config"), flat(now, "config")
     changed = [f"{k} {old.get(k)} -> {new.get(k)}" for k in sorted(old | new) if old.get(k) != new.get(k)]
-    return "changed: " + ", ".join(changed) if changed else "run again"
+    return "changed: " + ", ".join(changed) if changed else "made again"
 
 
 def run_all(config: ConfigDict, workdir: Path, force: bool = False) -> None:
@@ -187,6 +221,7 @@ def run_all(config: ConfigDict, workdir: Path, force: bool = False) -> None:
             continue
         if is_done(config, workdir, name) and not force and not PHASES[name].incremental:
             print(f"[{number}/{len(PHASES)}] {name}: skipped, done already with this configuration")
+            _tell_news(config, workdir, name)
             continue
         print(f"[{number}/{len(PHASES)}] {name}")
         run(config, workdir, name, force)

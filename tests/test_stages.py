@@ -14,6 +14,7 @@ def traced(monkeypatch):
     ran = []
     run = lambda self, name: lambda config, workdir: ran.append(name)
     monkeypatch.setattr(stages.Phase, "run", run)
+    monkeypatch.setattr(stages.Phase, "news", lambda self, name: lambda config, workdir: "")
     return ran
 
 
@@ -27,7 +28,7 @@ def test_all_runs_once_and_continues_after_the_last_that_ended(traced, tmp_path)
     assert incremental == ["evaluate", "stress"] and traced == [*wanted, *incremental]
 
 
-def test_an_incremental_phase_keeps_its_folder_and_what_it_returns_runs_the_next(tmp_path, monkeypatch):
+def test_an_incremental_phase_keeps_its_folder_and_what_it_returns_runs_the_next(traced, tmp_path, monkeypatch):
     ran, results = [], {"evaluate": "a"}
     monkeypatch.setattr(stages.Phase, "run", lambda self, name: lambda c, w: ran.append(name) or results.get(name))
     config = quickstart.get_config()
@@ -55,6 +56,39 @@ def test_a_changed_field_runs_what_depends_on_it_and_keeps_the_old(traced, tmp_p
     assert traced == ["experts", "joint", "evaluate", "stress", "report"]
     assert (tmp_path / "joint.previous" / "params").read_text() == "old"
     assert f"config.experts.lr {before} -> 0.0002" in capsys.readouterr().out
+
+
+def test_a_phase_alone_refuses_what_was_made_with_other_settings(traced, tmp_path):
+    config = quickstart.get_config()
+    stages.run_all(config, tmp_path)
+    traced.clear()
+    config.cluster.layer = 3
+    with pytest.raises(ValueError, match=r"needs --phase=cluster.*config.cluster.layer 2 -> 3"):
+        stages.run(config, tmp_path, "gate")
+    config.cluster.layer, config.model.alpha = 2, 99.0
+    with pytest.raises(ValueError, match=r"--phase=evaluate needs --phase=joint.*config.model.alpha 8.0 -> 99.0"):
+        stages.run(config, tmp_path, "evaluate")
+    assert not traced
+
+
+def test_other_recordings_make_all_after_them_again(traced, tmp_path, monkeypatch, capsys):
+    config, results = quickstart.get_config(), {"prepare": "a"}
+    run = lambda self, name: lambda c, w: traced.append(name) or results.get(name)
+    monkeypatch.setattr(stages.Phase, "run", run)
+    stages.run_all(config, tmp_path)
+    (tmp_path / "joint" / "params").write_text("old")
+    wanted = list(traced)
+    stages.run(config, tmp_path, "prepare", force=True)
+    traced.clear()
+    stages.run_all(config, tmp_path)  # the same recordings
+    assert traced == ["evaluate", "stress"]
+    results["prepare"] = "b"
+    stages.run(config, tmp_path, "prepare", force=True)
+    traced.clear()
+    with pytest.raises(ValueError, match="needs --phase=embed, but what .* is of other settings or recordings"):
+        stages.run(config, tmp_path, "cluster")
+    stages.run_all(config, tmp_path)
+    assert traced == wanted[1:] and (tmp_path / "joint.previous" / "params").read_text() == "old"
 
 
 @pytest.mark.parametrize(("group", "field"), [("encoder", "encoder.steps"), ("report", "report")])

@@ -97,7 +97,7 @@ def depends_on(config: ConfigDict, workdir: Path, part: Part | None) -> dict[str
         phase = json.loads(record.read_text()) if record.exists() else {}
         if not phase.get("done"):
             raise NotRun(f"--phase={phase.get('phase', folder)} has not been run")
-        out[folder] = phase["fingerprint"]
+        out[folder] = phase.get("result") or phase["fingerprint"]
     for name in part.groups:
         value = config
         for step in name.split("."):

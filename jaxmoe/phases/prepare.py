@@ -8,7 +8,8 @@ Writes  WORKDIR/corpus/index.sqlite           what was listed, with split and sh
         WORKDIR/corpus/summary.json           counts, hours, reasons
         WORKDIR/corpus/card.html              the data card: the same for people, with pictures
 
-A run that was killed goes on at the first shard that is not finished. Other recordings or options start it again.
+A run that was killed goes on at the first shard that is not finished. Other options start it again; of other recordings
+`news` tells, and --force takes them in.
 """
 
 from collections.abc import Iterator
@@ -29,35 +30,31 @@ from jaxmoe.data.summary import print_summary, summarise
 from jaxmoe.report.data_card import write_card
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
-    """Prepares the corpus unless that is done.
+def run(config: ConfigDict, workdir: Path) -> str:
+    """Prepares the corpus unless that is done. Returns what stands for its recordings and options.
 
     Raises:
       ValueError: an unknown corpus, an option out of range, or nothing left to train on.
     """
     c, folder = config.data, Path(workdir) / "corpus"
     limits = Limits(**config.quality)
-    options = config[c.corpus].to_dict() if c.corpus in config else {}  # a corpus without options needs no group
-
-    gone = forgotten(Path(workdir))
-
-    def listed() -> Iterator[tuple[Recording | Refused, str]]:
-        return without(gone, scan(list_corpus(c.corpus, c.path, config.seed, **options)))
-
-    made_with = repr((c.corpus, options, config.seed, c.pretrain_share, limits))
     if (folder / "index.sqlite").exists():
         index = Index(folder / "index.sqlite")
-        if index.fingerprint != fingerprint(listed(), made_with):
+        if index.fingerprint != fingerprint(_listed(config, workdir), _made_with(config)):
             print(f"{folder} was made from other recordings or options; it is made again.")
             index.close()
             _clear(folder)
         elif (folder / "summary.json").exists():
             print(f"{folder} is up to date; nothing to do.")
-            return
+            return index.fingerprint
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "index.sqlite").exists():
         Index.create(
-            folder / "index.sqlite", listed(), seed=config.seed, pretrain_share=c.pretrain_share, made_with=made_with
+            folder / "index.sqlite",
+            _listed(config, workdir),
+            seed=config.seed,
+            pretrain_share=c.pretrain_share,
+            made_with=_made_with(config),
         ).close()
     build.build(folder, c.corpus, limits, c.num_workers)
     _write_tables(folder)
@@ -68,6 +65,36 @@ def run(config: ConfigDict, workdir: Path) -> None:
     os.replace(temporary, folder / "summary.json")
     shutil.rmtree(folder / "shards")
     print_summary(summary, folder)
+    return Index(folder / "index.sqlite").fingerprint
+
+
+def news(config: ConfigDict, workdir: Path) -> str:
+    """Whether the recordings have changed since they were prepared. What is gone may have been moved away on purpose,
+    so nothing is done about it."""
+    again = "--phase=prepare --force takes in what is there now, and --phase=all then trains anew."
+    try:
+        found = fingerprint(_listed(config, workdir), _made_with(config))
+    except (ValueError, OSError) as error:
+        return f"the recordings cannot be listed any more ({error}); what was prepared is used."
+    known = Index(Path(workdir) / "corpus" / "index.sqlite").fingerprint
+    return "" if found == known else f"the recordings have changed since, which is not looked at; {again}"
+
+
+def _listed(config: ConfigDict, workdir: Path) -> Iterator[tuple[Recording | Refused, str]]:
+    """What the corpus lists, with the state of each file, but for those who are forgotten."""
+    c = config.data
+    listing = list_corpus(c.corpus, c.path, config.seed, **_options(config))
+    return without(forgotten(Path(workdir)), scan(listing))
+
+
+def _options(config: ConfigDict) -> dict[str, object]:
+    name = config.data.corpus
+    return config[name].to_dict() if name in config else {}  # a corpus without options needs no group
+
+
+def _made_with(config: ConfigDict) -> str:
+    c = config.data
+    return repr((c.corpus, _options(config), config.seed, c.pretrain_share, Limits(**config.quality)))
 
 
 def _clear(folder: Path) -> None:
