@@ -32,7 +32,7 @@ def forget(workdir: Path, speaker: str) -> list[Path]:
       RuntimeError: something of the speaker is still there.
     """
     traces = forgetting.find_traces(workdir, speaker)
-    traces.files.add(personal_folder(workdir, speaker).name)
+    traces.files |= {personal_folder(workdir, speaker).name, speaker, *traces.ids}
     trained = lineage.trained_on(workdir, speaker)
     if not traces.ids and not trained:
         raise ValueError(f"{workdir}: no speaker {speaker!r}; ids are those of corpus/metadata_<split>.jsonl.")

@@ -137,3 +137,28 @@ def test_an_unknown_speaker_is_an_error(run, capsys):
     assert forget.run(CANARY, [str(run)])
     said = capsys.readouterr().out
     assert str(run / "joint") in said and f"whom they have seen: {run / 'old'}" in said
+
+
+def test_a_short_id_takes_nothing_else_along(run, capsys):
+    """Ids as short as numbers stand in many files by chance: steps, names of checkpoints, settings."""
+    heard = run / "eval/moe/hypotheses.jsonl"
+    rows = [json.loads(line) for line in heard.read_text().splitlines()]
+    rows = [r | {"id": "90-x", "speaker": "90"} if r["speaker"] == "speaker-1" else r for r in rows]
+    lines(heard, rows)
+    kept = {
+        "config.json": {"config": {"joint": {"steps": 90, "name": "90"}}},
+        "joint/phase.json": {"phase": "joint", "settings": {"joint": {"steps": 90}}},
+        "joint/counts.json": {"90": 3, "of": [1, 90]},
+    }
+    for name, value in kept.items():
+        (run / name).write_text(json.dumps(value))
+    (run / "joint/metrics.jsonl").write_text('{"step": 90, "loss": 0.5}\n')
+    (run / "joint/checkpoints/90").mkdir(parents=True)
+    (run / "joint/checkpoints/90/array").write_bytes(b"\0 90 \0")
+    (run / "joint/notes.txt").write_text("step 90 of 90")
+    personal_folder(run, "90").mkdir()
+    forget.forget(run, "90")
+    assert {name: json.loads((run / name).read_text()) for name in kept} == kept
+    assert (run / "joint/checkpoints/90/array").exists() and (run / "joint/metrics.jsonl").read_text()
+    assert (run / "joint/notes.txt").exists() and not personal_folder(run, "90").exists()
+    assert '"90"' not in heard.read_text() and len(heard.read_text().splitlines()) == len(rows) - 3

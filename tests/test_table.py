@@ -23,6 +23,15 @@ def test_transcripts_become_a_manifest(tmp_path, capsys):
     assert found[0].path == str(tmp_path / "a.wav") and found[0].translation == "Bitte."
 
 
+def test_a_corrected_table_is_not_replaced(tmp_path, capsys):
+    content = {"audio": "a.wav", "text": "heard", "duration_s": 0.5, "flags": []}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    (tmp_path / "transcripts.csv").write_text("corrected")
+    assert table.main([str(tmp_path)]) == 1 and "--force" in capsys.readouterr().err
+    assert (tmp_path / "transcripts.csv").read_text() == "corrected"
+    assert table.main([str(tmp_path), "--force"]) == 0 and "heard" in (tmp_path / "transcripts.csv").read_text()
+
+
 def test_a_folder_without_transcripts_is_an_error(tmp_path, capsys):
     assert table.main([str(tmp_path)]) == 1
     assert "--output_format=json" in capsys.readouterr().err

@@ -4,7 +4,7 @@ The plan of an epoch (which utterances make up batch i, and the padded sizes) is
 process then reads its own rows. Grain keeps the position, so that training resumes exactly where it stopped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 import dataclasses
 from typing import Any
 
@@ -211,6 +211,16 @@ class BatchSource:
             if size.any()
         ]
         return (shares[0], shares[1]) if len(shares) == 2 else (0.0, shares[0])
+
+
+def every_utterance(utterances: Utterances, batch_size: int) -> Iterator[Batch]:
+    """Each utterance once, all batches of one shape: the last is filled up with rows whose tokens weigh nothing."""
+    lengths = np.array([utterances.embeddings.length(r) for r in utterances.rows])
+    size, token_size = -(-lengths.max() // 10) * 10, -(-max(len(t) - 1 for t in utterances.tokens) // 4) * 4
+    for start in range(0, len(utterances), batch_size):
+        picked = np.arange(start, start + batch_size)
+        batch = collate(utterances, picked % len(utterances), size, token_size)
+        yield batch.replace(weights=batch.weights * (picked < len(utterances))[:, None])
 
 
 def collate(utterances: Utterances, picked: np.ndarray, size: int, token_size: int) -> Batch:

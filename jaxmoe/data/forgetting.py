@@ -21,7 +21,8 @@ from jaxmoe.data.summary import summarise
 
 TEXTS = ("text", "transcript", "translation", "prompt", "source", "hypothesis", "reference", "translation_reference")
 SPLIT_IDS = re.compile(r"#\d+$")  # of the windows that a long recording is cut into
-LONG_ENOUGH = 8  # characters: what is shorter is found in binary files by chance
+LONG_ENOUGH = 8  # characters: what is shorter ("90", "M5") is found by chance in binary files and in running text
+RECORDS = ("config.json", "phase.json")  # settings of the run, which name nobody
 
 
 @dataclass
@@ -49,15 +50,24 @@ class Traces:
     def within(self, value: object) -> bool:
         """Whether anything in a JSON value is."""
         if isinstance(value, dict):
-            return any(self.within(x) for x in (*value, *value.values()))
+            return any(map(self.names_key, value)) or any(map(self.within, value.values()))
         return any(map(self.within, value)) if isinstance(value, list) else self.names(value)
 
-    def pattern(self, binary: bool) -> re.Pattern[bytes]:
-        """Finds them in the bytes of a file; of texts, those of three words and more, which are no chance."""
-        words = {self.speaker, *self.ids, *(text for text in self.texts if len(text.split()) > 2)}
-        words = {w for w in words if w and (not binary or len(w) >= LONG_ENOUGH)} | {"\0no such word"}
-        escaped = sorted({re.escape(form.encode()) for w in words for form in (w, json.dumps(w)[1:-1])})
-        return re.compile(rb"(?<![\w-])(?:" + b"|".join(escaped) + rb")(?![\w-])")
+    def names_key(self, key: str) -> bool:
+        """Whether a key of a JSON object is; a number is taken for what it mostly is, a count or a cluster."""
+        return self.names(key) and not key.isdigit()
+
+    def pattern(self, short: bool) -> re.Pattern[bytes]:
+        """Finds them in the bytes of a file; of texts, those of three words and more, which are no chance.
+
+        short: whether short ids are looked for too, between quotation marks.
+        """
+        words = {self.speaker, *self.ids, *(text for text in self.texts if len(text.split()) > 2)} - {""}
+        plain = {w for w in words if len(w) >= LONG_ENOUGH} | {"\0no such word"}
+        quoted = {json.dumps(w) for w in words - plain} if short else set()
+        escaped = {re.escape(form.encode()) for w in plain for form in (w, json.dumps(w)[1:-1])}
+        bare = rb"(?<![\w-])(?:" + b"|".join(sorted(escaped)) + rb")(?![\w-])"
+        return re.compile(b"|".join([bare, *(re.escape(w.encode()) for w in sorted(quoted))]))
 
 
 def find_traces(workdir: Path, speaker: str) -> Traces:
@@ -100,8 +110,7 @@ def clean(workdir: Path, traces: Traces) -> list[str]:
     for path in sorted(workdir.glob("embeddings/*/*.npz")) if done else ():  # sums and samples that name nobody
         path.unlink()
         done.append(f"{path}: removed; --phase=embed --force makes it again")
-    theirs = (p for p in workdir.rglob("*") if traces.names(p.name) or p.name in traces.files)
-    for path in sorted(theirs, reverse=True):
+    for path in sorted((p for p in workdir.rglob("*") if _is_theirs(p, traces)), reverse=True):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
         done.append(f"{path}: removed")
     cleaners: dict[str, Callable[[Path, Traces], bool]] = {
@@ -109,7 +118,7 @@ def clean(workdir: Path, traces: Traces) -> list[str]:
         ".json": _clean_json,
         ".sqlite": clean_database,
     }
-    for path in sorted(p for p in workdir.rglob("*") if p.is_file()):
+    for path in sorted(p for p in workdir.rglob("*") if p.is_file() and p.name not in RECORDS):
         cleaner = cleaners.get(path.suffix)
         if cleaner and cleaner(path, traces):
             done.append(f"{path}: rewritten")
@@ -123,16 +132,21 @@ def clean(workdir: Path, traces: Traces) -> list[str]:
     return done
 
 
+def _is_theirs(path: Path, traces: Traces) -> bool:
+    """Whether a file or folder is named after the speaker: a personal adaptation, or a long enough name."""
+    return path.name in traces.files and (path.parent.name == "personalize" or len(path.name) >= LONG_ENOUGH)
+
+
 def leftovers(workdir: Path, traces: Traces) -> list[Path]:
     """Files that still hold one of the traces, by a search of their bytes."""
-    patterns = {binary: traces.pattern(binary) for binary in (False, True)}
+    patterns = {short: traces.pattern(short) for short in (False, True)}
     found = []
-    for path in sorted(p for p in workdir.rglob("*") if p.is_file()):
+    for path in sorted(p for p in workdir.rglob("*") if p.is_file() and p.name not in RECORDS):
         if path.suffix == ".npy" or ".array_record" in path.name:
             continue  # numbers, or compressed: rewritten record by record
         data = path.read_bytes()
-        binary = b"\0" in data[:4096]
-        if patterns[binary].search(data):
+        short = b"\0" not in data[:4096] and path.suffix not in (".json", ".jsonl")  # whose values have been looked at
+        if patterns[short].search(data):
             found.append(path)
     return found
 
@@ -236,7 +250,7 @@ def _is_of(line: bytes, traces: Traces) -> bool:
     try:
         return traces.within(json.loads(line))
     except ValueError:
-        return bool(traces.pattern(binary=False).search(line))
+        return bool(traces.pattern(short=True).search(line))
 
 
 def _clean_json(path: Path, traces: Traces) -> bool:
@@ -256,7 +270,7 @@ def _prune(value: Any, traces: Traces) -> Any:
         mine = lambda x: traces.names(x) or (isinstance(x, dict) and any(map(traces.names, x.values())))
         return [_prune(x, traces) for x in value if not mine(x)]
     if isinstance(value, dict):
-        return {k: _prune(v, traces) for k, v in value.items() if not traces.names(k) and not traces.names(v)}
+        return {k: _prune(v, traces) for k, v in value.items() if not traces.names_key(k) and not traces.names(v)}
     return value
 
 

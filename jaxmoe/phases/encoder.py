@@ -21,7 +21,7 @@ from jaxmoe import sharding
 from jaxmoe.checkpoint import load_params, save_params
 from jaxmoe.data import prepared
 from jaxmoe.data.audio import SAMPLES_PER_POSITION, window
-from jaxmoe.data.batches import Batch, BatchSource, Utterances, iterate
+from jaxmoe.data.batches import Batch, BatchSource, Utterances, every_utterance, iterate
 from jaxmoe.data.embeddings import with_windows
 from jaxmoe.model import offsets
 from jaxmoe.model.moe import MoEWhisper
@@ -114,9 +114,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     like = jax.eval_shape(model.init, jax.random.key(0), backbone.base)
     adapters = jax.device_put(load_params(workdir / "joint" / "params", like), sharding.replicated(backbone.mesh))
     said, held_out = (load_utterances(config, workdir, backbone, split) for split in ("train", "validation"))
-    fields = {"batch_size": c.batch_size, "steps": c.steps}
-    source = BatchSource(said, seed=config.seed, **fields)
-    unseen = BatchSource(held_out, seed=0, buckets=1, **fields)
+    source = BatchSource(said, batch_size=c.batch_size, steps=c.steps, seed=config.seed)
     listen = listener(config, sounds_of(config, workdir, said, "train"))
     listen_again = listener(config, sounds_of(config, workdir, held_out, "validation"))
 
@@ -137,7 +135,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         log_every=c.log_every,
         save_every=c.save_every,
         evaluate=nats_per_token(
-            measured, base, lambda: (listen_again(unseen[i]) for i in range(unseen.batches_per_epoch)), backbone.mesh
+            measured, base, lambda: map(listen_again, every_utterance(held_out, c.batch_size)), backbone.mesh
         ),
         select="validation_nll",
         prepare=lambda state, batch: listen(batch),

@@ -131,7 +131,8 @@ def fit(
         state, metrics = jitted(state, base, sharding.put_batch(prepare(state, batch), mesh))
         bar.update()
         recent.append(metrics)
-        if number % log_every == 0 or number == steps:
+        saved = number % save_every == 0 or number == steps
+        if number % log_every == 0 or saved:
             values = _mean(recent)
             if not np.isfinite(values["loss"]):
                 checkpointer.close()
@@ -142,7 +143,7 @@ def fit(
             elapsed = time.perf_counter() - began
             values["steps_per_s"] = (number - seen) / max(elapsed, 1e-9)
             values["input_wait"] = waited / max(elapsed, 1e-9)  # share of the time that batches were waited for
-            if number % save_every == 0 or number == steps:
+            if saved:
                 values.update(judge(state.params))
             if watch is not None and (warning := watch(values)):
                 values["warning"] = warning
@@ -150,7 +151,7 @@ def fit(
             writer.write(number, values)
             bar.set_postfix(loss=f"{values['loss']:.3f}")
             began, seen, waited, recent = time.perf_counter(), number, 0.0, []
-        if number % save_every == 0 or number == steps:
+        if saved:
             checkpointer.save(number, state, batches, {"phase": folder.name})
     bar.close()
     writer.close()

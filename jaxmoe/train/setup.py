@@ -15,7 +15,15 @@ import optax
 from jaxmoe import sharding
 from jaxmoe.data import lineage, prepared
 from jaxmoe.data.audio import N_SAMPLES
-from jaxmoe.data.batches import UNKNOWN, Batch, BatchSource, Utterances, draws_per_epoch, iterate
+from jaxmoe.data.batches import (
+    UNKNOWN,
+    Batch,
+    BatchSource,
+    Utterances,
+    draws_per_epoch,
+    every_utterance,
+    iterate,
+)
 from jaxmoe.data.embeddings import Embeddings, with_windows
 from jaxmoe.data.text import Tokenizer
 from jaxmoe.model import lora
@@ -183,15 +191,11 @@ def validation(
     model: MoEWhisper, backbone: Backbone, utterances: Utterances, batch_size: int
 ) -> Callable[[Any], dict[str, float]]:
     """params -> {"validation_nll"}: nats per target token of `utterances`, routed by the gate."""
-    count = -(-len(utterances) // batch_size)
-    source = BatchSource(utterances, batch_size=batch_size, steps=count, seed=0, buckets=1)
-
     def nll(params: Any, base: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
         gates = model.gates(model.gate_logits(params, batch.embedding))
         return model.nll(base, params, batch, gates), batch.weights
 
-    batches = lambda: (source[i] for i in range(source.batches_per_epoch))
-    return nats_per_token(nll, backbone.base, batches, backbone.mesh)
+    return nats_per_token(nll, backbone.base, lambda: every_utterance(utterances, batch_size), backbone.mesh)
 
 
 def nats_per_token(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxmoe.data.batches import BatchSource, bucket_sizes, draws_per_epoch, iterate
+from jaxmoe.data.batches import BatchSource, bucket_sizes, draws_per_epoch, every_utterance, iterate
 from tests import tiny
 
 
@@ -36,6 +36,14 @@ def test_an_epoch_holds_every_utterance_once(utterances):
     seen = [tuple(row) for i in range(5) for row in source[i].embedding[:, :3]]
     assert len(set(seen)) == 40
     assert {tuple(row) for i in range(5, 10) for row in source[i].embedding[:, :3]} == set(seen)
+
+
+@pytest.mark.parametrize("batch_size", [8, 1000])
+def test_validation_counts_every_utterance_once(utterances, batch_size):
+    batches = list(every_utterance(utterances, batch_size))
+    assert len({(b.latents.shape, b.tokens.shape) for b in batches}) == 1 and len(batches[0].index) == batch_size
+    counted = np.concatenate([b.index[b.weights.any(-1)] for b in batches])
+    assert counted.tolist() == list(range(len(utterances)))
 
 
 def test_processes_share_a_batch_out(utterances):
