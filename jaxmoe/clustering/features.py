@@ -41,7 +41,8 @@ class Space:
       remove_text: whether a ridge regression on features of the transcript is subtracted. It helps where prompts are
         shared by many speakers and needs the transcript of everything that is placed in the space.
       by_speaker: whether the units are speakers' means rather than utterances.
-      pca, umap_dim, neighbors: of the reduction; umap_dim 0 stops after the PCA.
+      pca, umap_dim, neighbors: of the reduction; umap_dim 0 stops after the PCA, and so do fewer than umap_dim + 2 units,
+        in which UMAP finds no starting point.
     """
 
     nuisance: int
@@ -75,7 +76,7 @@ class Space:
         self._pca = PCA(min(self.pca, *units.shape), svd_solver="full")
         points = self._pca.fit_transform(units)
         self._umap: Any = None
-        if self.umap_dim:
+        if self.umap_dim and len(points) >= self.umap_dim + 2:
             from umap import UMAP
 
             self._umap = UMAP(

@@ -10,6 +10,7 @@ import zlib
 
 import numpy as np
 
+MIN_UNITS = 6  # two clusters of HDBSCAN's smallest
 METHODS = ("hdbscan", "kmeans", "spectral", "etiology", "random")
 
 
@@ -52,17 +53,23 @@ def fit(
       num_clusters: of kmeans and spectral, which must be told; never as many as there are points.
       min_cluster_share, min_samples, selection: of HDBSCAN, which finds how many there are.
 
+    Where HDBSCAN finds nothing but noise, or there are too few points for two clusters, all are one cluster, and a
+    warning says so: the mixture is then its shared path and one expert.
+
     Raises:
-      ValueError: an unknown method, or HDBSCAN finds nothing but noise.
+      ValueError: an unknown method.
     """
     if method == "hdbscan":
-        clusterer = fit_hdbscan(points, min_cluster_share, min_samples, selection)
-        if clusterer.labels_.max() < 0:
-            raise ValueError(
-                f"HDBSCAN found no cluster in {len(points)} units; lower config.cluster.min_cluster_share "
-                f"({min_cluster_share}), raise config.data.pretrain_share, or take config.cluster.method=kmeans."
-            )
-        return Clusters(clusterer.labels_, _memberships(clusterer, None), points, clusterer)
+        clusterer = fit_hdbscan(points, min_cluster_share, min_samples, selection) if len(points) >= MIN_UNITS else None
+        if clusterer is not None and clusterer.labels_.max() >= 0:
+            return Clusters(clusterer.labels_, _memberships(clusterer, None), points, clusterer)
+        print(
+            f"WARNING cluster: HDBSCAN finds no groups in {len(points)} units (speakers, unless "
+            "config.cluster.by_speaker=False); all are one cluster, and one expert learns them. More speakers, a lower "
+            f"config.cluster.min_cluster_share ({min_cluster_share}), a higher config.data.pretrain_share or "
+            "config.cluster.method=kmeans may find some."
+        )
+        return Clusters(np.zeros(len(points), int), np.ones((len(points), 1)), points)
     if method not in ("kmeans", "spectral"):
         raise ValueError(f"config.cluster.method={method!r}; expected one of {', '.join(METHODS)}.")
     from sklearn.cluster import KMeans, SpectralClustering

@@ -64,8 +64,8 @@ def stability(
     seeds, subsamples = [], []
     for n in range(1, repeats + 1):
         seeds.append(adjusted_rand(labels, refit(n, everything)))
-        rng = np.random.default_rng(n)
-        kept = np.flatnonzero(np.isin(speakers, rng.permutation(speakers.max() + 1)[: int(0.8 * (speakers.max() + 1))]))
+        rng, count = np.random.default_rng(n), speakers.max() + 1
+        kept = np.flatnonzero(np.isin(speakers, rng.permutation(count)[: max(int(0.8 * count), 1)]))
         subsamples.append(adjusted_rand(labels[kept], refit(n, kept)))
     return {"seeds": float(np.mean(seeds)), "subsamples": float(np.mean(subsamples))}
 

@@ -37,6 +37,7 @@ ON CONFLICT (id) DO UPDATE SET key = excluded.key, speaker = excluded.speaker, e
 WHERE (excluded.no_text, excluded.data) < (recordings.no_text, recordings.data)
 """
 # Systematic sampling: walk train in order of kind and speaker, and take one whenever 1 / share recordings have passed.
+# CAST rounds towards zero: + 1 keeps what is rounded positive.
 _PLACE = """
 CREATE TABLE rows AS
 WITH placed AS (
@@ -46,8 +47,8 @@ numbered AS (
     row_number() OVER (PARTITION BY split ORDER BY key, id) - 1 AS n,
     row_number() OVER (PARTITION BY split ORDER BY etiology, severity, speaker, key, id) AS m
   FROM placed)
-SELECT id, key, split, n, split = 'train' AND CAST(m * :share + :start AS INTEGER)
-    > CAST((m - 1) * :share + :start AS INTEGER) AS pretrain
+SELECT id, key, split, n, split = 'train' AND CAST(m * :share + :start + 1 AS INTEGER)
+    > CAST((m - 1) * :share + :start + 1 AS INTEGER) AS pretrain
 FROM numbered
 """
 

@@ -61,6 +61,9 @@ def noisy_clips(
         raise ValueError(f"config.stress.noises: {sorted(unknown)} unknown; there are {', '.join(noise.NOISES)}.")
     chosen = spread(prepared.open_metadata(workdir, "evaluation"), utterances)
     clips = {clip.id: clip for clip in split_clips(workdir, "evaluation")}
+    if utterances and "babble" in noises and len({x["speaker"] for x in chosen}) < 2:
+        print("stress: babble is left out, which takes other speakers' voices; there is one speaker.")
+        noises = [name for name in noises if name != "babble"]
     items, out = [], []
 
     def put(item: Row, condition: str, clip: Clip, read: Any) -> None:

@@ -51,11 +51,33 @@ def test_fewer_speakers_than_experts_are_clustered(method):
     assert np.isnan(quality.density(points, np.array([0, 0, 0, 0, 1, 1])))  # the library has no tree of two
 
 
-def test_unknown_methods_and_points_without_clusters_are_named(blobs):
+def test_an_unknown_method_is_named(blobs):
     with pytest.raises(ValueError, match="method='dbscan'; expected one of hdbscan"):
         methods.fit("dbscan", blobs[0], **SIZES)
-    with pytest.raises(ValueError, match="min_cluster_share"):
-        methods.fit("hdbscan", np.random.default_rng(0).uniform(size=(40, 8)), **SIZES | {"min_cluster_share": 0.5})
+
+
+def test_points_without_clusters_are_one_and_a_warning_says_so(capsys):
+    found = methods.fit("hdbscan", np.random.default_rng(0).uniform(size=(40, 8)), **SIZES | {"min_cluster_share": 0.5})
+    assert (found.labels == 0).all() and found.soft.shape == (40, 1)
+    labels, soft = found.assign(np.zeros((3, 8)))
+    assert labels.tolist() == [0, 0, 0] and soft.tolist() == [[1.0]] * 3
+    assert "WARNING cluster" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 7, 8])
+def test_few_speakers_are_no_fault(count):
+    """From one person's recordings on; UMAP and HDBSCAN have their own least numbers."""
+    rng = np.random.default_rng(count)
+    x, speakers = rng.standard_normal((4 * count, 16)), np.repeat(np.arange(count), 4)
+
+    def fit(seed, kept):
+        points, unit = make_space(umap_dim=5, seed=seed).fit(x[kept], speakers[kept].astype(str), [], None)
+        return methods.fit("hdbscan", points, **SIZES | {"min_samples": 2}).labels[unit]
+
+    labels = fit(0, np.arange(len(x)))
+    assert len(labels) == 4 * count
+    figures = quality.stability(fit, labels, speakers)
+    assert -1 <= figures["subsamples"] <= 1 and -1 <= figures["seeds"] <= 1
 
 
 def test_more_clusters_than_experts_are_merged_by_nearness(blobs):

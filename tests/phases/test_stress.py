@@ -47,6 +47,13 @@ def test_every_noise_at_every_level_and_silence(workdir):
     assert not np.array_equal(clips[-1].read(), clips[-2].read())
 
 
+def test_babble_is_left_out_where_nobody_else_speaks(tmp_path, capsys):
+    stored.write(tmp_path / "corpus", {"evaluation": [item(n, "s0") for n in range(2)]})
+    items, clips = stress.noisy_clips(tmp_path, 2, ("babble", "white"), (10.0,), seed=0)
+    assert [x["channel"] for x in items if x["speaker"] == "s0"] == ["clean", "white 10 dB"] * 2
+    assert "one speaker" in capsys.readouterr().out and all(len(clip.read()) for clip in clips)
+
+
 def test_a_table_of_recordings_keeps_its_groups_and_sets_aside_what_cannot_be_used(tmp_path):
     soundfile.write(tmp_path / "a.wav", np.sin(np.arange(16000) * 0.1) * 0.5, 16000)
     (tmp_path / "t.csv").write_text("path,words,who\na.wav,hello there,Welsh\nmissing.wav,hello,Welsh\n")
