@@ -116,14 +116,17 @@ def get_config() -> ConfigDict:
         steps=2000, pairs="", batch_size=64, lr=1e-4, rank=16, alpha=32.0, max_tokens=128, patience=3, **training
     )
     c.cascade = dict(
-        steps=2000, mode="both", batch_size=32, lr=2e-5, nbest=4, refresh=50, cost="chrf", ce=0.1, teacher="references",
+        steps=2000, mode="both", batch_size=32, lr=2e-5, nbest=4, refresh=50, cost="chrf", ce=1.0, teacher="references",
         **training,
     )  # fmt: skip
     c.evaluate = dict(
         temperatures=(0.0, 0.4, 0.8),  # the next is tried where a text loops or is unlikely
         beam_size=5,
         batch_size=32,
-        systems=("whisper-v2", "whisper-v3", "lora", "moe", "moe-encoder", "mt"),
+        systems=(
+            *("whisper-v2", "whisper-v3", "lora", "moe", "moe-encoder", "moe-custom-mt", "moe-risk", "moe-distilled"),
+            *("salmonn", "salmonn-tuned", "mt", "mt-custom", "mt-local-tuned"),
+        ),
         comet="",
         semscore="",
     )

@@ -84,8 +84,9 @@ def main(argv: list[str]) -> None:
     reuse_memory()
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     workdir = Path(WORKDIR.value) if WORKDIR.value else default_workdir(path)
-    write_config(CONFIG.value, workdir)
     try:
+        stages.check(CONFIG.value, workdir, PHASE.value)
+        write_config(CONFIG.value, workdir)
         if PHASE.value == "all":
             stages.run_all(CONFIG.value, workdir, FORCE.value)
         else:

@@ -138,8 +138,22 @@ def _inputs(config: ConfigDict, workdir: Path, name: str) -> dict[str, str]:
     return {need: result for need, result in results.items() if result}
 
 
-def _check_needs(config: ConfigDict, workdir: Path, name: str) -> None:
-    """Raises FileNotFoundError or ValueError where a phase that is needed is missing or is of another configuration."""
+def check(config: ConfigDict, workdir: Path, name: str) -> None:
+    """Whether a phase, or "all", can begin.
+
+    Raises:
+      FileNotFoundError: if a phase it needs has not been done, naming it.
+      ValueError: if that was done with another configuration, naming what differs; if the configuration turns the phase
+        off or lacks a field.
+    """
+    if name == "all":
+        for wanted in PHASES:
+            if is_wanted(config, wanted):
+                settings(config, wanted)
+        return
+    if not is_wanted(config, name):
+        field, value = PHASES[name].wanted, _value(config, PHASES[name].wanted)
+        raise ValueError(f"config.{field}={value!r} turns --phase={name} off; give --config.{field}=...")
     for need in needs(config, name):
         record = _record(workdir, need)
         if not record.get("done"):
@@ -165,11 +179,9 @@ def _write(folder: Path, record: dict) -> None:
 def run(config: ConfigDict, workdir: Path, name: str, force: bool = False) -> None:
     """Runs one phase, continuing what an earlier, killed run with the same configuration left.
 
-    Raises:
-      FileNotFoundError: if a phase it needs has not been done, naming it.
-      ValueError: if that was done with another configuration, naming what differs.
+    Raises: as `check` does.
     """
-    _check_needs(config, workdir, name)
+    check(config, workdir, name)
     folder = workdir / PHASES[name].folder
     incremental = PHASES[name].incremental
     if is_done(config, workdir, name) and not force and not incremental:
@@ -212,11 +224,9 @@ def _changes(record: dict, now: dict[str, object]) -> str:
 
 def run_all(config: ConfigDict, workdir: Path, force: bool = False) -> None:
     """Runs what is missing, in order; says what is skipped and why."""
-    wanted = [name for name in PHASES if is_wanted(config, name)]
-    for name in wanted:
-        settings(config, name)  # a group that is missing is an error now, not in an hour
+    check(config, workdir, "all")  # what is missing is an error now, not in an hour
     for number, name in enumerate(PHASES, 1):
-        if name not in wanted:
+        if not is_wanted(config, name):
             print(f"[{number}/{len(PHASES)}] {name}: skipped, config.{PHASES[name].wanted} turns it off")
             continue
         if is_done(config, workdir, name) and not force and not PHASES[name].incremental:

@@ -207,14 +207,25 @@ def load_system(
     return Recogniser(str(model), Whisper(dims, jnp.dtype(resolve_dtype("auto"))), params, tokenizer, exact=exact)
 
 
+def _record(workdir: Path, phase: str) -> dict[str, Any]:
+    path = workdir / phase / "phase.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def follows(workdir: Path, later: str, earlier: str) -> bool:
+    """Whether a phase was done with the settings, and from the result, that an earlier one has now."""
+    mine, theirs = _record(workdir, later), _record(workdir, earlier)
+    if not mine.get("done") or not theirs:
+        return False
+    same = all(mine["settings"].get(k) == v for k, v in theirs["settings"].items())
+    made = theirs.get("result")
+    return same and mine.get("inputs", {}).get(earlier, made) == made
+
+
 def encoder_rank(workdir: Path) -> int | None:
     """The rank of the LoRA in WORKDIR/encoder; None where that was not done for the mixture that is there."""
-    records = [workdir / name / "phase.json" for name in ("joint", "encoder")]
-    if not all(path.exists() for path in records):
-        return None
-    joint, encoder = (json.loads(path.read_text()) for path in records)
-    mine = encoder["settings"].pop("encoder")
-    return mine["rank"] if encoder["done"] and encoder["settings"] == joint["settings"] else None
+    found = follows(workdir, "encoder", "joint")
+    return _record(workdir, "encoder")["settings"]["encoder"]["rank"] if found else None
 
 
 def moved(folder: Path, model: MoEWhisper, params: Any, base: Any, rank: int = 0) -> tuple[Any, Any]:
@@ -238,32 +249,45 @@ def _load_run(workdir: Path, speaker: str) -> Recogniser:
     from jaxmoe.checkpoint import load_params
     from jaxmoe.model.load import load_whisper
 
-    trained = [p for p in ("joint", "baseline") if (workdir / p / "params").is_dir()]
-    if not trained or not (workdir / "config.json").exists():
+    trained = [p for p in ("joint", "baseline") if (workdir / p / "params").is_dir() and _record(workdir, p)]
+    if not trained:
         raise ValueError(
-            f"--checkpoint={workdir}: no trained run; expected config.json and joint/params or baseline/params, "
+            f"--checkpoint={workdir}: no trained run; expected joint or baseline with params and phase.json in it, "
             "which python -m jaxmoe.launch makes."
         )
-    config = json.loads((workdir / "config.json").read_text())["config"]
-    fields = dict(config["model"])
-    backbone, _ = fields.pop("backbone"), fields.pop("second")
-    dims, base, tokenizer = load_whisper(backbone)
+    folder, settings = workdir / trained[0], _record(workdir, trained[0])["settings"]
+    fields = dict(settings["model"])
+    dims, base, tokenizer = load_whisper(fields.pop("backbone"))
     model = make_moe(dims, **fields)
     if trained[0] == "baseline":
-        model = one_lora(model, config["baseline"]["rank"])
-    folder = workdir / trained[0]
+        model = one_lora(model, settings["baseline"]["rank"])
     params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0), base))
-    if trained[0] == "joint" and (rank := encoder_rank(workdir)) is not None:
+    rank = encoder_rank(workdir) if trained[0] == "joint" else None
+    if speaker:
+        start = _personal_start(workdir, speaker)
+        rank = rank if start == "encoder" else None
+    if rank is not None:
         folder = workdir / "encoder"
         params, base = moved(folder, model, params, base, rank)
     if speaker:
         folder = personal_folder(workdir, speaker)
-        if not folder.is_dir():
-            known = ", ".join(sorted(p.name for p in folder.parent.glob("*/"))) or "nobody"
-            raise ValueError(
-                f"--speaker={speaker}: {workdir} is adapted to {known}; run --phase=personalize for this speaker."
-            )
         params, base = moved(folder, model, params, base)
-    name, embed = f"{workdir.name}/{folder.name}", config["embed"]
-    made = {k: embed[k] for k in ("context", "margin_s")}
-    return Adapted(name, model, base, tokenizer, params, **made)
+    made = {k: settings["embed"][k] for k in ("context", "margin_s")}
+    return Adapted(f"{workdir.name}/{folder.name}", model, base, tokenizer, params, **made)
+
+
+def _personal_start(workdir: Path, speaker: str) -> str:
+    """The phase whose model was adapted to a speaker. Raises ValueError where that is not the one that is there."""
+    folder = personal_folder(workdir, speaker)
+    if not folder.is_dir():
+        known = ", ".join(sorted(p.name for p in folder.parent.glob("*/"))) or "nobody"
+        raise ValueError(
+            f"--speaker={speaker}: {workdir} is adapted to {known}; run --phase=personalize for this speaker."
+        )
+    start = "encoder" if "encoder" in _record(workdir, "personalize").get("settings", {}) else "joint"
+    if not follows(workdir, "personalize", start) or (start == "encoder" and encoder_rank(workdir) is None):
+        raise ValueError(
+            f"--speaker={speaker}: {folder} was adapted from another model than {workdir / start} holds; run "
+            "--phase=personalize again."
+        )
+    return start

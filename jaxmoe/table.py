@@ -52,11 +52,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, metavar="OUT")
     parser.add_argument("--output", type=Path, help="(default: OUT/transcripts.csv)")
-    parser.add_argument("--force", action="store_true", help="replace a table that is there, and what was corrected in it")
+    parser.add_argument("--force", action="store_true", help="replace a table that is there, corrections too")
     args = parser.parse_args(argv)
     output = args.output or args.folder / "transcripts.csv"
     if output.exists() and not args.force:
-        print(f"error: {output} is there and may have been corrected; name another --output, or --force.", file=sys.stderr)
+        print(f"error: {output} is there and may be corrected; name another --output, or --force.", file=sys.stderr)
         return 1
     text = io.StringIO()
     writer = csv.DictWriter(text, COLUMNS)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import dataclasses
 import functools
 import json
+import os
 from pathlib import Path
 import sys
 from typing import TYPE_CHECKING, Any, Protocol
@@ -151,6 +152,11 @@ class Job:
         return self.output.with_name(self.output.name + suffix)
 
 
+def shown(path: Path | str) -> str:
+    """A name for people and JSON: bytes that are no UTF-8 become a replacement character."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 def find_inputs(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
     """(file, sub-folder below the given folder) of all inputs; a file that is named twice counts once."""
     found: dict[Path, tuple[Path, Path]] = {}
@@ -172,6 +178,18 @@ def suffixes(output_format: str, translate_to: str | None) -> list[str]:
     own = [f".{name}" for name in formats]
     translated = [f".{translate_to}.{name}" for name in formats if name != "json"] if translate_to else []
     return own + translated
+
+
+def is_done(job: Job, wanted: Sequence[str], translate_to: str | None) -> bool:
+    """Whether all files of an input are there; of JSON, with the translation that a failed translator leaves out."""
+    if not all(job.path(suffix).exists() for suffix in wanted):
+        return False
+    if translate_to is None or ".json" not in wanted:
+        return True
+    try:
+        return translate_to in (json.loads(job.path(".json").read_text("utf-8")).get("translations") or {})
+    except ValueError:
+        return False
 
 
 class Output:
@@ -227,7 +245,7 @@ class Output:
     def _write_json(self, job: Job, transcript: "Transcript", translations: dict[str, Any] | None) -> None:
         from jaxmoe import writers
 
-        text = writers.to_json(transcript, audio=str(job.audio), model=self.model, translations=translations)
+        text = writers.to_json(transcript, audio=shown(job.audio), model=self.model, translations=translations)
         writers.write_atomically(job.path(".json"), text)
 
 
@@ -279,6 +297,8 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     if args.bfloat16:
         jax.config.update("jax_default_matmul_precision", NARROW)
     exact = not args.skip_padding
+    if args.model and args.checkpoint:
+        raise ValueError(f"--model={args.model}: --checkpoint={args.checkpoint} brings its own; give one of them.")
     system: Recogniser = load_system(args.model or "tiny.en", args.checkpoint, args.speaker, exact=exact)
     options = TranscribeOptions(
         language=args.language,
@@ -305,9 +325,9 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
         for step in transcribe(system, [functools.partial(load_audio, job.audio) for job in jobs], options):
             job, error = jobs[step.index], step.error
             if step.transcript is not None:
-                if len(jobs) > 1:
-                    say(f"{job.audio}:")
                 try:
+                    if len(jobs) > 1:
+                        say(f"{shown(job.audio)}:")
                     output.write(job, step.transcript, show=not args.quiet)
                 except (OSError, ValueError, RuntimeError) as e:
                     error = e
@@ -318,7 +338,7 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
             if error is not None:
                 failed += 1
                 about = "" if str(job.audio) in str(error) else f"{job.audio}: "
-                complain(f"error: {about}{error}")
+                complain(shown(f"error: {about}{error}"))
     return failed
 
 
@@ -331,7 +351,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     inputs = find_inputs(args.audio)
     stems = writers.output_stems(inputs, wanted)
     jobs = [Job(path, args.output_dir / stem) for (path, _), stem in zip(inputs, stems, strict=True)]
-    todo = [j for j in jobs if not (args.skip_existing and all(j.path(s).exists() for s in wanted))]
+    todo = [j for j in jobs if not (args.skip_existing and is_done(j, wanted, args.translate_to))]
     if len(todo) < len(jobs) and not args.quiet:
         print(f"{len(jobs) - len(todo)} of {len(jobs)} recordings are done already.", file=sys.stderr)
     if not todo:

@@ -3,6 +3,7 @@
 import dataclasses
 from itertools import pairwise
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -317,6 +318,11 @@ def test_command(system, tmp_path, capsys, monkeypatch):
     assert transcribe.main([str(tmp_path / "none.wav"), "-o", str(out)]) == 1
     assert "no such file" in capsys.readouterr().err
 
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller.wav")  # as Windows' archives name files
+    (folder / "jfk.wav").rename(odd)
+    assert transcribe.main([odd, str(folder / "jfk.ogg"), "-o", str(out), "--output_format=json"]) == 0
+    assert "M\ufffdller.wav" in json.loads((out / os.fsdecode(b"M\xfcller.json")).read_text("utf-8"))["audio"]
+
 
 def test_translation_beside_the_transcript(system, tmp_path, capsys, monkeypatch):
     class Upper:  # stands at the seam of jaxmoe.mt.make; the engines have their own tests
@@ -335,7 +341,10 @@ def test_translation_beside_the_transcript(system, tmp_path, capsys, monkeypatch
     assert transcribe.main(arguments) == 1
     assert "jfk.flac: the translator is gone" in capsys.readouterr().err
     assert {p.name for p in tmp_path.iterdir()} == {"jfk.txt", "jfk.srt", "jfk.vtt", "jfk.json"}
+    as_json = [*arguments, "--output_format=json", "--skip_existing"]
+    assert transcribe.main(as_json) == 1  # a file without German is not done
     Upper.broken = False
+    assert transcribe.main(as_json) == 0 and "translations" in (tmp_path / "jfk.json").read_text()
     assert transcribe.main([*arguments, "--skip_existing"]) == 0
     assert (tmp_path / "jfk.de.txt").read_text() == SAID.upper() + "\n"
     german = json.loads((tmp_path / "jfk.json").read_text())["translations"]["de"]

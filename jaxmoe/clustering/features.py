@@ -41,8 +41,8 @@ class Space:
       remove_text: whether a ridge regression on features of the transcript is subtracted. It helps where prompts are
         shared by many speakers and needs the transcript of everything that is placed in the space.
       by_speaker: whether the units are speakers' means rather than utterances.
-      pca, umap_dim, neighbors: of the reduction; umap_dim 0 stops after the PCA, and so do fewer than umap_dim + 2 units,
-        in which UMAP finds no starting point.
+      pca, umap_dim, neighbors: of the reduction; umap_dim 0 stops after the PCA, and so do fewer than umap_dim + 2
+        units, in which UMAP finds no starting point.
     """
 
     nuisance: int

@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxmoe.data import prepared
 from jaxmoe.data.checks import SAMPLE_RATE_HZ, Limits, Rejection, read_checked
-from jaxmoe.data.corpora import SPLITS, Recording, Refused
+from jaxmoe.data.corpora import SPLITS, Recording, Refused, normalised
 from jaxmoe.data.index import Index
 
 
@@ -92,7 +92,7 @@ def _outcomes(shard: Shard) -> Iterator[tuple[Recording, prepared.Row | Rejectio
             if isinstance(read, Rejection):
                 yield recording, read
             else:
-                prompt = recording.prompt or " ".join(recording.text.lower().split())
+                prompt = recording.prompt or normalised(recording.text)
                 seen = shard.split == "train" or index.has_prompt(prompt)
                 yield recording, _row(recording, read, prompt, pretrain=pretrain, prompt_seen=seen)
     shard.beside(".reading").unlink(missing_ok=True)

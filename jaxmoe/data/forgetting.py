@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxmoe.data import prepared
-from jaxmoe.data.corpora import SPLITS
+from jaxmoe.data.corpora import SPLITS, normalised
 from jaxmoe.data.index import Index
 from jaxmoe.data.summary import summarise
 
@@ -187,7 +187,7 @@ def _clean_corpus(folder: Path, traces: Traces) -> list[str]:
         if table.exists() and _clean_lines(table, traces):
             done.append(f"{table}: rewritten")
     with contextlib.closing(Index(folder / "index.sqlite")) as index:
-        index.forget(traces.speaker, traces.texts | {" ".join(t.lower().split()) for t in traces.texts})
+        index.forget(traces.speaker, traces.texts | set(map(normalised, traces.texts)))
     if (folder / "summary.json").exists():
         old = json.loads((folder / "summary.json").read_text("utf-8"))
         summary = {"corpus": old["corpus"]} | summarise(folder)

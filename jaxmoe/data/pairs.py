@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxmoe.data import prepared
 from jaxmoe.data.batches import bucket_sizes
+from jaxmoe.data.corpora import normalised
 
 Pair = tuple[str, str]  # English, German
 HELD_OUT = 10  # every tenth pair, where the corpus has no validation sentences of its own
@@ -36,11 +37,6 @@ class Encoded(NamedTuple):
 
     source: list[int]
     target: list[int]
-
-
-def normalised(text: str) -> str:
-    """What decides whether two sentences are the same: letters and digits."""
-    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
 
 
 def corpus_pairs(workdir: Path, split: str) -> list[Pair]:

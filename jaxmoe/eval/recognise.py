@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from jaxmoe import weights
 from jaxmoe.checkpoint import load_params
 from jaxmoe.data.embeddings import Embeddings
 from jaxmoe.eval.systems import Clip, NotRun, Part
@@ -25,9 +26,13 @@ def bare(config: ConfigDict, workdir: Path, part: Part, clips: Sequence[Clip]) -
     """A Whisper as anybody would run it: windows of 30 s, timestamps, fallback. `part.groups[0]` names it."""
     del workdir
     group, field = part.groups[0].split(".")
-    if not config[group][field]:
+    name = config[group][field]
+    if not name:
         raise NotRun(f"config.{part.groups[0]} names no Whisper")
-    backbone = load_backbone(config, config[group][field])
+    try:
+        backbone = load_backbone(config, name)
+    except weights.WeightsError as error:
+        raise NotRun(f"the weights of config.{part.groups[0]}={name!r} are not at hand: {error}") from error
     model = Recogniser(backbone.name, backbone.model.whisper, backbone.base, backbone.tokenizer)
     yield from from_audio(model, clips, _options(config))
 

@@ -75,8 +75,11 @@ def split_clips(workdir: Path, split: str) -> list[Clip]:
 
 
 def corpus_source(workdir: Path) -> str:
-    """Stands for the sound of the prepared corpus: `prepare` writes the fingerprint of its files."""
-    return hashlib.sha256((workdir / "corpus" / "summary.json").read_bytes()).hexdigest()[:16]
+    """Stands for the sound of the prepared corpus: its counts, and the fingerprint that `prepare` returns."""
+    record = workdir / "corpus" / "phase.json"
+    files = json.loads(record.read_text()).get("result") if record.exists() else None
+    counts = (workdir / "corpus" / "summary.json").read_bytes()
+    return hashlib.sha256(counts + (files or "").encode()).hexdigest()[:16]
 
 
 def digest(value: object) -> str:
@@ -147,6 +150,9 @@ def _start(job: Job, system: System, translators: dict[Part, mt.Translator | str
         _move_aside(job.folder, system.key, keep_transcripts=digest(recognised))
         mt_name = translator.name if translator else None
         about |= {"name": system.name(**names, mt=mt_name or "no MT"), "mt": mt_name, "fingerprint": digest(settings)}
+        if isinstance(translated, str) and job.config.mt.engine != "none":
+            print(f"{system.key}: without German: {translated}")
+            about["without_mt"] = translated
         return _State(system, about, _transcripts(job, system, digest(recognised)), translator)
     except NotRun as reason:
         print(f"{system.key}: not run: {reason}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import hashlib
 import json
 from pathlib import Path
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +22,7 @@ from jaxmoe.mt.marian import MarianModel
 # Prompts are padded to one of these lengths, a batch to _FEW rows or to batch_size: few compilations.
 _LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 512, 1024, 2048)
 _FEW = 4
+SENTENCE_END = re.compile(r"[.!?…][\"')\]”’]*\s+(?=\S)")
 ADAPTERS = "adapters.safetensors"  # in the folder of phase `mt`
 
 
@@ -59,22 +61,28 @@ class LocalTranslator:
         return [order[at : at + self.batch_size] for at in range(0, len(order), self.batch_size)]
 
     def run(self, batch: Sequence[str]) -> list[Translation]:
-        """Translation of at most batch_size texts.
-
-        Raises:
-            ValueError: a text longer than the model takes.
-        """
+        """Translation of at most batch_size texts; one that is longer than the model takes is translated in parts."""
         if not self._loaded:
             self.network.load(self._columns, self._scales)
             self._loaded = True
+        texts = [self._parts(text) for text in batch]
+        parts = [part for text in texts for part in text]
+        starts = range(0, len(parts), self.batch_size)
+        said = iter([x for at in starts for x in self._translate(parts[at : at + self.batch_size])])
+        return [Translation(" ".join(next(said) for _ in text), self.model) for text in texts]
+
+    def _parts(self, text: str) -> list[str]:
+        """The text, in halves of halves until each fits, cut at the end of a sentence or else between words."""
+        if len(self.network.source(text)) <= self.network.longest:
+            return [text]
+        middle = len(text) / 2
+        ends = [m.end() for m in SENTENCE_END.finditer(text)] or [m.end() for m in re.finditer(r"\s+", text.strip())]
+        cut = min(ends or [int(middle)], key=lambda end: abs(end - middle))
+        return [*self._parts(text[:cut].strip()), *self._parts(text[cut:].strip())]
+
+    def _translate(self, batch: Sequence[str]) -> list[str]:
         sources = [self.network.source(text) for text in batch]
         longest, most = max(map(len, sources)), self.network.longest
-        if longest > most:
-            text = max(batch, key=len)
-            raise ValueError(
-                f"A text of {len(text)} characters makes a prompt of {longest} tokens; at most {most} fit. "
-                f"Split it into sentences: {text[:60]!r}..."
-            )
         length = min(most, next(n for n in _LENGTHS if n >= longest))
         rows = self.batch_size if len(batch) > _FEW else min(_FEW, self.batch_size)
         tokens, mask = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
@@ -82,7 +90,7 @@ class LocalTranslator:
         for row, source in enumerate(sources):
             tokens[row, length - len(source) :], mask[row, length - len(source) :] = source, True
             limit[row] = self.network.limit(source)
-        return [Translation(text, self.model) for text in self.network.translate(tokens, mask, limit, batch)]
+        return list(self.network.translate(tokens, mask, limit, batch))
 
 
 def find(model: str) -> Path:
@@ -117,7 +125,8 @@ def digest(path: Path) -> str:
         if noted.get("size") == path.stat().st_size:
             return noted["sha256"]
     whole = hashlib.sha256()
-    for file in [path] if path.is_file() else sorted((*path.glob("*.safetensors"), *path.glob("*.json"))):
+    kinds = ("*.safetensors", "*.bin", "*.json", "*.spm")
+    for file in [path] if path.is_file() else sorted(file for kind in kinds for file in path.glob(kind)):
         with open(file, "rb") as f:
             whole.update(hashlib.file_digest(f, "sha256").digest())
     return whole.hexdigest()

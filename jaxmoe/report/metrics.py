@@ -53,7 +53,7 @@ def build(
     Raises: ValueError naming file and line of what cannot be compared; FileNotFoundError without any system.
     """
     if regime not in wer.REGIMES:
-        raise ValueError(f"config.report.regime={regime!r}; expected one of {sorted(wer.REGIMES)}.")
+        raise ValueError(f"--regime={regime}: expected one of {sorted(wer.REGIMES)}.")
     utterances, runs = read_evaluation(workdir / "eval")
     refuse_leaks(workdir, utterances)
     scored = score_systems(utterances, runs, regime)
@@ -206,7 +206,10 @@ def _by_group(
 
 
 def origin_note(run: SystemRun, utterances: Utterances) -> str:
-    """What a reader must know of this system's BLEU: whether its references were translated by machine."""
+    """What a reader must know of this system's BLEU: why there is none, or that its references were translated by
+    machine."""
+    if run.without_mt:
+        return f"without German: {run.without_mt}"
     origins = Counter(o for o in utterances["translation_origin"] if o not in ("", "corpus", "human"))
     if not origins:
         return ""

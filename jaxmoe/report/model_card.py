@@ -87,7 +87,8 @@ def _results(metrics: dict[str, Any]) -> str:
         else:
             cells = [system["name"], system["status"], "", "", ""]
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(rows)
+    notes = {s["note"]: s["name"] for s in metrics["systems"] if s["note"]}
+    return "\n".join(rows) + "".join(f"\n\n{name}: {note}" for note, name in notes.items())
 
 
 def _reproduction(metrics: dict[str, Any]) -> str:

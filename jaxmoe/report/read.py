@@ -56,6 +56,7 @@ class SystemRun:
     kind: str
     status: str
     mt: str | None
+    without_mt: str  # why there is no translation
     hypotheses: list[str]
     translations: list[str]
     flags: list[list[str]]
@@ -280,6 +281,7 @@ def _system_run(key: str, about: dict[str, Any] | None, file: _File | None, ids:
         kind=about["kind"],
         status=about["status"],
         mt=about.get("mt"),
+        without_mt=about.get("without_mt", ""),
         hypotheses=[row.hypothesis for row in rows],
         translations=[row.translation for row in rows],
         flags=[row.flags for row in rows],

@@ -8,7 +8,7 @@ FIGURES = (
     *("utterances", "speakers", "wer", "wer_low", "wer_high", "cer", "bleu", "bleu_low", "bleu_high", "chrf"),
     *("comet", "semscore"),
 )
-COLUMNS = ("system", "name", "kind", "status", "dimension", "group", *FIGURES)
+COLUMNS = ("system", "name", "kind", "status", "dimension", "group", *FIGURES, "note")
 
 
 def csv_table(metrics: dict[str, Any]) -> str:
@@ -18,6 +18,7 @@ def csv_table(metrics: dict[str, Any]) -> str:
     writer.writeheader()
     for system in metrics["systems"]:
         own = {"system": system["key"], "name": system["name"], "kind": system["kind"], "status": system["status"]}
+        own["note"] = system["note"]
         writer.writerow(own | _figures(system) | {"dimension": "all", "group": "all"})
         for dimension, groups in system["by"].items():
             for value, figures in groups.items():
@@ -62,9 +63,10 @@ def latex_table(metrics: dict[str, Any]) -> str:
     conventions, corpus = metrics["conventions"], metrics["corpus"]
     count = corpus["simulated_utterances"]
     simulated = f" {count} of them are simulated speech." if count else ""
+    notes = list(dict.fromkeys(s["note"] for s in metrics["systems"] if s["status"] == "run" and s["note"]))
     caption = (
         f"{corpus['utterances']} utterances of {corpus['speakers']} speakers.{simulated} WER {conventions['wer']}."
-        f" BLEU {conventions['bleu']}. Intervals: {conventions['ci95']}."
+        f" BLEU {conventions['bleu']}. Intervals: {conventions['ci95']}." + "".join(f" {note}" for note in notes)
     )
     lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{escape(caption)}}}", r"\end{table}"]
     return "\n".join(lines) + "\n"

@@ -218,6 +218,24 @@ def test_huggingface_rows_are_their_own_sound(tmp_path, arrow_table):
         np.testing.assert_array_equal(corpora.read("huggingface", r), corpora.read_file(tmp_path / "x.wav"))
 
 
+def test_tables_with_stray_quotation_marks(tmp_path):
+    """In tables of tabs they are text; in others one that is not closed is told, not taken for a long transcript."""
+    rows = ['a.wav\t"Turn it on', "b.wav\tturn off", '"c.wav"\t"He said ""go""."', "d.wav\tgo on"]
+    (tmp_path / "t.tsv").write_text("\n".join(["path\ttext", *rows]))
+    found, _ = listed("manifest", tmp_path / "t.tsv")
+    texts = {"a.wav": '"Turn it on', "b.wav": "turn off", "c.wav": 'He said "go".', "d.wav": "go on"}
+    assert {r.id: r.text for r in found.values()} == texts
+    table = tmp_path / "t.csv"
+    table.write_text('path,text\na.wav,"Turn it on\nb.wav,turn off\nc.wav,go\n')
+    with pytest.raises(ValueError, match=r"t.csv, line 4: .*quotation mark"):
+        listed("manifest", table)
+    table.write_text('path,text\na.wav,"Turn it on.\nNow!"\n')
+    assert next(iter(listed("manifest", table)[0].values())).text == "Turn it on. Now!"
+    table.write_bytes("path,text\na.wav,Gr\xfc\xdfe\n".encode("cp1252"))
+    with pytest.raises(ValueError, match=r"t.csv: not UTF-8 .*CSV UTF-8"):
+        listed("manifest", table)
+
+
 def test_huggingface_audiofolder(tmp_path):
     for split in ("train", "validation"):
         trees.sound(tmp_path / split / "a.wav")
@@ -227,6 +245,10 @@ def test_huggingface_audiofolder(tmp_path):
         ("train/a.wav", "train", "Hello there."),
         ("validation/a.wav", "validation", "Hello there."),
     }
+    elsewhere = tmp_path.parent / "elsewhere.wav"
+    trees.sound(elsewhere)
+    (tmp_path / "validation" / "metadata.csv").write_text(f"file_name,transcription\n{elsewhere},Hello there.\n")
+    assert {r.id for r in listed("huggingface", tmp_path)[0].values()} == {"train/a.wav", str(elsewhere)}
     shutil.rmtree(tmp_path / "train")
     shutil.rmtree(tmp_path / "validation")
     with pytest.raises(ValueError, match=r"found no \.arrow"):

@@ -39,6 +39,8 @@ def nothing(config, workdir, part, clips):
 def translator(config, workdir, part):
     if config.mt.engine == "none":
         raise mt.TranslatorUnavailable("no engine")
+    if config.mt.engine == "gone":
+        raise mt.TranslatorUnavailable("no key")
     return Reversed()
 
 
@@ -109,6 +111,25 @@ def test_a_phase_done_anew_runs_its_systems_again_and_one_not_done_is_named(job)
     assert CALLS[:2] == ["a.x 3", "a.y 3"]
     record.unlink()
     assert everything(job)["one"] == "not run: --phase=joint has not been run"
+
+
+def test_a_row_without_its_translator_says_why(job, capsys):
+    job.config.mt.engine = "none"
+    assert everything(job)["one"] == "run" and "without" not in capsys.readouterr().out  # as was asked for
+    job = dataclasses.replace(job, config=ConfigDict(job.config.to_dict() | {"mt": {"engine": "gone"}}))
+    everything(job)
+    assert json.loads((job.folder / "one" / "system.json").read_text())["without_mt"] == "no key"
+    assert "one: without German: no key" in capsys.readouterr().out
+
+
+def test_other_recordings_are_recognised_again(tmp_path):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "summary.json").write_text("{}")
+    sources = [run.corpus_source(tmp_path)]
+    for result in ("a", "b"):
+        (tmp_path / "corpus" / "phase.json").write_text(json.dumps({"result": result}))
+        sources.append(run.corpus_source(tmp_path))
+    assert len(set(sources)) == 3
 
 
 def test_another_translator_keeps_the_transcripts(job):

@@ -135,9 +135,20 @@ def test_control_tokens_in_a_text_are_text(path):
     assert not {engine.network.tokenizer.token_to_id(token) for token in prompt.STOPS} & set(ids)
 
 
-def test_too_long_a_text_is_an_error(path):
-    with pytest.raises(ValueError, match=r"Split it into sentences: 'fox fox"):
-        mt.make("local", str(path)).translate(["fox " * 3000])
+def test_too_long_a_text_is_translated_in_parts(path):
+    """At the ends of its sentences, or between words where there are none; what it is made of says the same alone."""
+    engine = local.LocalTranslator(str(path), batch_size=2)
+    sentence = "fox dog " * 300 + "jumps. "
+    parts = engine._parts(sentence * 6)
+    assert len(parts) > 1 and "".join(parts).replace(" ", "") == (sentence * 6).replace(" ", "")
+    assert all(part.endswith("jumps.") for part in parts)
+    assert all(len(engine.network.source(part)) <= engine.network.longest for part in parts)
+    words = engine._parts("fox " * 3000)
+    assert len(words) > 1 and " ".join(words).split() == ["fox"] * 3000
+    monotone = ["fox jumps. dog"]
+    engine.network.longest = len(engine.network.source("fox jumps."))
+    (whole,) = (x.text for x in engine.run(monotone))
+    assert whole == " ".join(x.text for x in engine.run(["fox jumps.", "dog"]))
 
 
 def test_signature_tells_weights_and_prompt_apart(made, path, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
+from jaxmoe import stages
 from jaxmoe.data.audio import SAMPLE_RATE
 from jaxmoe.phases import personalize
 from jaxmoe.phases.personalize import Adapter, chosen
@@ -86,6 +87,8 @@ def test_who_is_adapted_to_is_heard_so_by_transcribe(tmp_path):
     config, workdir = spoken.make_run(tmp_path)
     config.personalize.update(shots=2, steps=3)
     personalize.run(config, workdir)
+    record = {"settings": stages.settings(config, "personalize"), "done": True}
+    (workdir / "personalize/phase.json").write_text(json.dumps(record))
     (row,) = map(json.loads, (workdir / "personalize/evaluation/hypotheses.jsonl").read_text().splitlines())
     assert row["steps"] > 0 and json.loads((workdir / "personalize/figures.json").read_text())["speakers"] == 1
     mine, anybody = (load_system("", workdir, speaker) for speaker in ("evaluation", ""))
@@ -96,3 +99,7 @@ def test_who_is_adapted_to_is_heard_so_by_transcribe(tmp_path):
     )  # fmt: skip
     with pytest.raises(ValueError, match="adapted to evaluation"):
         load_system("", workdir, "somebody else")
+    joint = workdir / "joint/phase.json"
+    joint.write_text(joint.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ValueError, match=r"another model than .*joint holds; run --phase=personalize again"):
+        load_system("", workdir, "evaluation")

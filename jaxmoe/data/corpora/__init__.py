@@ -111,6 +111,11 @@ def read_file(source: str | Path | io.BytesIO) -> np.ndarray:
 _TEXT = (str, int, float)  # a union in its place would be made anew for every value of a corpus
 
 
+def normalised(text: str) -> str:
+    """What decides whether two sentences are the same: letters and digits."""
+    return " ".join("".join(c if c.isalnum() else " " for c in text.casefold()).split())
+
+
 def words(value: object) -> str:
     """A value of a table or a JSON file as text on one line; "" for what is no text or number."""
     if not isinstance(value, _TEXT) or isinstance(value, bool):

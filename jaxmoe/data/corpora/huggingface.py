@@ -117,7 +117,8 @@ def _audiofolder(root: Path, file: Path, names: dict[str, str]) -> Iterator[Reco
     for row in rows:
         fields = {ours: words(row.get(theirs)) for ours, theirs in names.items() if ours != "path"}
         sound = file.parent / str(row.get(names["path"]))
-        yield _recording(fields, sound.relative_to(root).as_posix(), str(sound), _split(file, root))
+        name = sound.relative_to(root).as_posix() if sound.is_relative_to(root) else str(sound)
+        yield _recording(fields, name, str(sound), _split(file, root))
 
 
 def _resolve(names: dict[str, str], found: list[str], file: Path) -> dict[str, str]:

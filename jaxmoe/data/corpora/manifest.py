@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jaxmoe.data.corpora import AUDIO, SPLITS, Recording, words
 
@@ -62,25 +62,48 @@ def mapping(columns: str, group: str) -> dict[str, str]:
 
 def _rows(table: Path, names: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, object]]]:
     """(line number, row) of the table."""
-    with open(table, encoding="utf-8-sig", newline="") as file:  # Excel writes a byte order mark
-        if table.suffix in (".jsonl", ".ndjson"):
-            yield from _json_rows(table, file)
-            return
-        header = file.readline()
-        # Where the comma is the decimal point, Excel separates columns by semicolons.
-        delimiter = "\t" if table.suffix == ".tsv" else ";" if ";" in header and "," not in header else ","
-        file.seek(0)
-        reader = csv.DictReader(file, delimiter=delimiter)
-        found = reader.fieldnames or []
-        missing = [names[name] for name in REQUIRED if names[name] not in found]
-        missing += [theirs for ours, theirs in names.items() if ours != theirs and theirs not in found]
-        if missing:
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:  # Excel writes a byte order mark
+            read = _json_rows(table, file) if table.suffix in (".jsonl", ".ndjson") else _csv_rows(table, file, names)
+            yield from read
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table}: not UTF-8 ({error}); save it as UTF-8, in Excel as 'CSV UTF-8'.") from error
+    except csv.Error as error:
+        raise ValueError(f"{table}: {error}; is a quotation mark not closed?") from error
+
+
+def _csv_rows(table: Path, file: TextIO, names: Mapping[str, str]) -> Iterator[tuple[int, Mapping[str, object]]]:
+    header = file.readline()
+    file.seek(0)
+    tabs = table.suffix == ".tsv"
+    # Where the comma is the decimal point, Excel separates columns by semicolons.
+    delimiter = "\t" if tabs else ";" if ";" in header and "," not in header else ","
+    # In tables of tabs a quotation mark is mostly only that.
+    reader = csv.DictReader(file, delimiter=delimiter, quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)
+    found = [_unquoted(name) for name in reader.fieldnames or []]
+    reader.fieldnames = found
+    missing = [names[name] for name in REQUIRED if names[name] not in found]
+    missing += [theirs for ours, theirs in names.items() if ours != theirs and theirs not in found]
+    if missing:
+        raise ValueError(
+            f"{table}: no column {', '.join(dict.fromkeys(missing))}, found {', '.join(found) or 'none'}; "
+            'rename it, or say --config.manifest.columns="text=transcript".'
+        )
+    for row in reader:
+        values = [x for x in row.values() if isinstance(x, str)]
+        if any(line.count(delimiter) >= len(found) - 1 for x in values for line in x.splitlines()[1:]):
             raise ValueError(
-                f"{table}: no column {', '.join(dict.fromkeys(missing))}, found {', '.join(found) or 'none'}; "
-                'rename it, or say --config.manifest.columns="text=transcript".'
+                f"{table}, line {reader.line_num}: a field goes over several lines that look like rows; close the "
+                "quotation mark before them, or take the line breaks out of the text."
             )
-        for row in reader:
-            yield reader.line_num, row
+        yield reader.line_num, {k: _unquoted(x) if tabs and isinstance(x, str) else x for k, x in row.items()}
+
+
+def _unquoted(field: str) -> str:
+    """A field of a table of tabs without the quotation marks that Excel puts around it."""
+    inside = field[1:-1]
+    whole = len(field) > 1 and field[0] == field[-1] == '"' and '"' not in inside.replace('""', "")
+    return inside.replace('""', '"') if whole else field
 
 
 def _json_rows(table: Path, lines: Iterable[str]) -> Iterator[tuple[int, Mapping[str, object]]]:
