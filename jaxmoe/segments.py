@@ -36,13 +36,15 @@ class Segment:
 
 @dataclasses.dataclass
 class Transcript:
-    """All of a recording; `flags` are those of any of its segments."""
+    """All of a recording; `flags` are those of any of its segments, `gates` [E] the mean over its windows by what each
+    took the transcript on; None without experts."""
 
     text: str
     segments: list[Segment]
     language: str
     duration_s: float
     flags: list[str]
+    gates: list[float] | None = None
 
 
 def segment_dict(segment: Segment, number: int) -> dict[str, Any]:

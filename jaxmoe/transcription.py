@@ -62,6 +62,7 @@ class _Part:
     end: int
     segments: list[Segment] = dataclasses.field(default_factory=list)
     context: list[int] = dataclasses.field(default_factory=list)  # tokens that prompt the next window
+    gates: list[tuple[int, np.ndarray]] = dataclasses.field(default_factory=list)  # frames of each window, and [E]
 
     @property
     def left(self) -> int:
@@ -144,7 +145,16 @@ def _transcript(job: _Job, language: str) -> Transcript:
         language=language,
         duration_s=len(job.samples) / SAMPLE_RATE,
         flags=sorted({flag for s in segments for flag in s.flags}),
+        gates=_mean([entry for part in job.parts for entry in part.gates]),
     )
+
+
+def _mean(gates: list[tuple[int, np.ndarray]]) -> list[float] | None:
+    """The mean of gates [E], each weighed by its frames."""
+    if not gates:
+        return None
+    frames, values = zip(*gates, strict=True)
+    return np.average(np.stack(values), axis=0, weights=np.maximum(frames, 1)).tolist()
 
 
 def _decode_windows(system: Recogniser, parts: list[_Part], options: TranscribeOptions) -> list[Window]:
@@ -185,7 +195,8 @@ def _hear(system: Recogniser, parts: list[_Part], options: TranscribeOptions) ->
             inputs = Inputs(latents[rows], embedding[rows], None if mask is None else mask[rows], prompt, token_mask)
             found = search(system, inputs, np.array([parts[i].seek for i in at]), timestamps, options)
             windows.update(zip(at, found, strict=True))
-    return [windows[i] for i in range(len(parts))]
+    gates = system.gates(embedding)
+    return [windows[i]._replace(gates=None if gates is None else gates[i]) for i in range(len(parts))]
 
 
 def _prompts(
@@ -235,4 +246,6 @@ def _advance(part: _Part, window: Window, system: Recogniser, options: Transcrib
         part.context += [] if withheld else tokens
     if window.temperature > 0.5:  # a text drawn that hot would mislead the next window
         part.context.clear()
+    if window.gates is not None:
+        part.gates.append((step, window.gates))
     part.seek += step

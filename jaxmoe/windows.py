@@ -64,6 +64,7 @@ class Window(NamedTuple):
     avg_logprob: float
     compression_ratio: float
     no_speech_prob: float
+    gates: np.ndarray | None = None  # [E]
 
 
 class Inputs(NamedTuple):

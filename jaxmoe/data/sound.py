@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def _soundfile_blocks(source: Path | io.BytesIO) -> Blocks:
     import soundfile
 
     try:
-        with soundfile.SoundFile(source) as f:
+        with soundfile.SoundFile(os.fsencode(source) if isinstance(source, Path) else source) as f:  # names as they are
             while len(block := f.read(_BLOCK_S * f.samplerate, dtype="float32", always_2d=True)):
                 yield f.samplerate, block
     except (soundfile.LibsndfileError, TypeError, OSError) as error:  # TypeError: *.raw has no header

@@ -137,7 +137,7 @@ def from_audio(model: Recogniser, clips: Sequence[Clip], options: TranscribeOpti
             raise progress.error
         if progress.transcript is not None:
             text = progress.transcript
-            figures: Row = {"avg_logprob": None, "compression_ratio": None, "flags": text.flags, "gates": None}
+            figures: Row = {"avg_logprob": None, "compression_ratio": None, "flags": text.flags, "gates": text.gates}
             if withheld := " ".join(s.withheld for s in text.segments if s.withheld):
                 figures["withheld"] = withheld
             yield [{"id": clips[progress.index].id, "hypothesis": text.text, **figures}]

@@ -178,7 +178,7 @@ def _check_same(first: _File, other: _File) -> None:
 
 
 def _read_gates(file: _File, ids: list[str]) -> np.ndarray | None:
-    """Gates [U, E]; rows of nan where an utterance has none (long recordings have gates for each window)."""
+    """Gates [U, E]; rows of nan where an utterance has none."""
     found = [file.rows[i].gates for i in ids]
     widths = Counter(len(gates) for gates in found if gates is not None)
     if not widths:

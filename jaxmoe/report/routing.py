@@ -8,7 +8,8 @@ from jaxmoe.report.read import SystemRun, Utterances
 
 
 def routing(utterances: Utterances, runs: list[SystemRun]) -> dict[str, Any] | None:
-    """Usage, effective number and agreement of the experts of the `moe` system (else the first with gates).
+    """Usage, effective number and agreement of the experts of `moe-encoder`, or `moe`, or the first system with
+    gates.
 
     usage: top-1 share; effective_experts: exp of the entropy of the mean gate; mean_entropy: of each utterance's
     gate, nats; ami: adjusted mutual information of the top-1 expert. None when no system has gates.
@@ -46,9 +47,9 @@ def routing(utterances: Utterances, runs: list[SystemRun]) -> dict[str, Any] | N
 
 
 def _gated(runs: list[SystemRun]) -> SystemRun | None:
-    """`moe`, else the first system with gates."""
-    gated = [run for run in runs if run.gates is not None]
-    return next((r for r in gated if r.key == "moe"), gated[0] if gated else None)
+    """What the report is about, if it has gates: as `metrics.focus` chooses; else the first system with gates."""
+    gated = {run.key: run for run in runs if run.gates is not None}
+    return next((gated[key] for key in ("moe-encoder", "moe", *gated) if key in gated), None)
 
 
 def leading_expert(runs: list[SystemRun]) -> list[str] | None:

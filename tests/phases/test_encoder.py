@@ -63,6 +63,7 @@ def test_encoder_learns_is_continued_and_is_what_transcribe_evaluate_and_persona
     clips = split_clips(workdir, "evaluation")
     config.evaluate.temperatures = (0.0,)
     rows = {row["id"]: row for batch in part.function()(config, workdir, part, clips) for row in batch}
+    assert all(sum(row["gates"]) == pytest.approx(1) for row in rows.values())
     assert {id_: row["hypothesis"] for id_, row in rows.items()} == {
         clip.id: spoken.text(adapted, tmp_path / clip.id) for clip in clips
     }
