@@ -7,13 +7,13 @@ PHASE is one of
   references German for utterances without, by the translator config.references.engine
   customize  glossary, translation memory and style for DeepL, from the train split
   embed      the frozen encoder over every recording, once
-  cluster    HDBSCAN over how utterances are said
+  cluster    HDBSCAN over speakers, by how they speak
   gate       the gate learns the clusters
   experts    one LoRA expert a cluster, the gate frozen
   joint      gate, experts and shared path together
-  baseline   one LoRA for everybody
   encoder    the encoder adapted to everybody, from the audio (config.encoder.steps > 0)
-  personalize  the mixture adapted to each held-out speaker from a few recordings
+  personalize  the mixture adapted to each held-out speaker from a few recordings (config.personalize.shots > 0)
+  baseline   one LoRA for everybody
   mt         fine-tunes the local translator (config.mt_tuning.steps > 0)
   cascade    the mixture with the translator in the loop, or distilled to German (config.cascade.steps > 0)
   salmonn    a language model that hears: connector and LoRA (config.salmonn.steps)
