@@ -62,7 +62,8 @@ def open_split(workdir: Path | str, split: str) -> Split:
     if split not in builder.info.splits:
         found = ", ".join(f"{name} ({info.num_examples})" for name, info in builder.info.splits.items())
         raise ValueError(
-            f"{folder}: no split {split!r}, found {found}; give the corpus more speakers or a split column."
+            f"{folder}: no split {split!r}, found {found}; it takes three speakers or a split column, or, for one "
+            "person alone, no column of speakers: recordings are then held out."
         )
     return Split(builder.as_data_source(split))
 

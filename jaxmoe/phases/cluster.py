@@ -43,7 +43,7 @@ def draw(path: Path, xy: np.ndarray, items: list[dict], labels: np.ndarray) -> N
             chosen = np.array([v == name for v in values])
             axis.scatter(*xy[chosen].T, s=9, color=colour, label=name if len(names) <= 12 else None)
         axis.set(title=f"{title} ({len(names)})", xticks=[], yticks=[])
-        if len(names) <= 12:
+        if len(names) <= 12 and any(names):
             axis.legend(fontsize=7, markerscale=1.5, frameon=False)
     figure.savefig(path, dpi=90)
     plt.close(figure)
