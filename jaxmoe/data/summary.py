@@ -52,7 +52,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     print(f"{summary['utterances']} recordings, {summary['hours']:.2f} h, in {folder}")
     for split in SPLITS:
         if split not in summary["splits"]:
-            print(f"  {split:<11} empty: it takes three speakers or a split column, or, of one person, no column of speakers")
+            print(f"  {split:<11} empty: it takes three speakers or a column split; of one person, no column speaker")
             continue
         s = summary["splits"][split]
         print(f"  {split:<11}{s['utterances']:>7} recordings {s['speakers']:>5} speakers {s['hours']:>8.2f} h")

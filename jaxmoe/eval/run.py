@@ -135,7 +135,7 @@ def evaluate(job: Job, keys: Iterable[str]) -> dict[str, str]:
 
 def _start(job: Job, system: System, translators: dict[Part, mt.Translator | str]) -> _State | None:
     """What a system recognises, ready to be translated; None where it is done, or cannot be run."""
-    names = {"v2": job.config.model.backbone, "v3": job.config.model.second or "none"}
+    names = {"v2": job.config.model.backbone, "v3": job.config.model.second or "none", "llm": _llm(job.config)}
     about: dict[str, Any] = {"key": system.key, "name": system.name(**names), "kind": system.kind, "mt": None}
     folder = job.folder / system.key
     try:
@@ -159,6 +159,12 @@ def _start(job: Job, system: System, translators: dict[Part, mt.Translator | str
         _move_aside(job.folder, system.key, keep_transcripts="")
         write_about(folder, about | {"status": f"not run: {reason}", "utterances": 0})
         return None
+
+
+def _llm(config: ConfigDict) -> str:
+    """What SALMONN's rows say of it: its language model, and that it is no release where it is none."""
+    c = config.salmonn
+    return f" ({Path(c.llm).name}{'' if c.weights else ', connector from scratch'})" if c.llm else ""
 
 
 def _translator(

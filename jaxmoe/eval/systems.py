@@ -84,7 +84,8 @@ TUNED_MT = Part("jaxmoe.eval.translators:tuned", ("mt",), ("mt",), title="fine-t
 class System:
     """One row of the table.
 
-    `title` is a template over {v2}, {v3} (the run's two backbones) and {mt} (its translator). A system of kind "mt" has
+    `title` is a template over {v2}, {v3} (the run's two backbones), {mt} (its translator) and {llm} (SALMONN's language
+    model). A system of kind "mt" has
     no recogniser: it translates the reference transcripts; one of kind "e2e" has no translator.
     """
 
@@ -94,9 +95,9 @@ class System:
     recogniser: Part | None
     translator: Part | None
 
-    def name(self, v2: str, v3: str, mt: str = "") -> str:
+    def name(self, v2: str, v3: str, mt: str = "", llm: str = "") -> str:
         """The row's name for people, e.g. `Whisper v2 (tiny.en), no fine-tuning, + DeepL`."""
-        return self.title.format(v2=v2, v3=v3, mt=mt or (self.translator.title if self.translator else ""))
+        return self.title.format(v2=v2, v3=v3, mt=mt or (self.translator.title if self.translator else ""), llm=llm)
 
 
 SYSTEMS: tuple[System, ...] = (
@@ -108,8 +109,8 @@ SYSTEMS: tuple[System, ...] = (
     System("moe-custom-mt", "Whisper v2 ({v2}) MoE + {mt}", "asr+mt", MOE, CUSTOM_MT),
     System("moe-risk", "Whisper v2 ({v2}) MoE retrained with the MT in the loop + {mt}", "asr+mt", RISK, MT),
     System("moe-distilled", "Whisper v2 ({v2}) MoE distilled to German, no MT", "e2e", DISTILLED, None),
-    System("salmonn", "SALMONN, no fine-tuning", "e2e", SALMONN, None),
-    System("salmonn-tuned", "SALMONN, fine-tuned", "e2e", TUNED_SALMONN, None),
+    System("salmonn", "SALMONN{llm}, no fine-tuning", "e2e", SALMONN, None),
+    System("salmonn-tuned", "SALMONN{llm}, fine-tuned", "e2e", TUNED_SALMONN, None),
     System("mt", "{mt} on reference transcripts", "mt", None, MT),
     System("mt-custom", "{mt} on reference transcripts", "mt", None, CUSTOM_MT),
     System("mt-local", "{mt} on reference transcripts", "mt", None, LOCAL_MT),

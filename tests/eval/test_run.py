@@ -63,6 +63,7 @@ def job(tmp_path, monkeypatch):
     CALLS.clear()
     DIE_AFTER[0] = 99
     config = ConfigDict({"model": {"backbone": "b", "second": "s"}, "a": {"x": 1, "y": 2}, "mt": {"engine": "local"}})
+    config.salmonn = {"llm": "", "weights": ""}
     (tmp_path / "joint").mkdir()
     (tmp_path / "joint" / "phase.json").write_text(json.dumps({"phase": "joint", "fingerprint": "f", "done": True}))
     items = [dict.fromkeys(run.FIELDS, "") | {"id": f"u{n}", "text": f"text {n}"} for n in range(3)]
@@ -120,6 +121,16 @@ def test_a_row_without_its_translator_says_why(job, capsys):
     everything(job)
     assert json.loads((job.folder / "one" / "system.json").read_text())["without_mt"] == "no key"
     assert "one: without German: no key" in capsys.readouterr().out
+
+
+def test_a_salmonn_that_is_no_release_says_so():
+    row = systems.get("salmonn")
+    names = {"v2": "b", "v3": "s"}
+    fields = {"llm": "models/gemma-3-270m", "weights": ""}
+    config = ConfigDict({"salmonn": fields})
+    assert row.name(**names, llm=run._llm(config)) == "SALMONN (gemma-3-270m, connector from scratch), no fine-tuning"
+    config.salmonn.weights = "salmonn_v1.pth"
+    assert run._llm(config) == " (gemma-3-270m)"
 
 
 def test_other_recordings_are_recognised_again(tmp_path):
