@@ -77,7 +77,7 @@ def news(config: ConfigDict, workdir: Path) -> str:
     except (ValueError, OSError) as error:
         return f"the recordings cannot be listed any more ({error}); what was prepared is used."
     known = Index(Path(workdir) / "corpus" / "index.sqlite").fingerprint
-    return "" if found == known else f"the recordings have changed since, which is not looked at; {again}"
+    return "" if found == known else f"the recordings have changed since; what was prepared is used. {again}"
 
 
 def _listed(config: ConfigDict, workdir: Path) -> Iterator[tuple[Recording | Refused, str]]:
