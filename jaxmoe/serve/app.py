@@ -30,27 +30,23 @@ class Service:
 
     def __init__(self, engine: Engine, *, line: int, max_bytes: int, needs_key: bool) -> None:
         self.engine, self.max_bytes, self.needs_key = engine, max_bytes, needs_key
-        self.worker, self.started, self.doing = Worker(line), int(time.time()), "preparing"
-        self.failed = False  # whether the warm-up has: the server cannot serve
+        self.worker, self.started = Worker(line), int(time.time())
+        self.state = {"status": "starting", "doing": "preparing"}
         self.stopped = True  # whether the thread has ended
 
     @contextlib.asynccontextmanager
     async def lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        """Warms up beside the first requests, which wait; ends the thread."""
+        """Prepares beside the first requests; ends the thread."""
         began = time.monotonic()
 
-        def say(doing: str) -> None:
-            self.doing = doing
-            log.info("%s ...", doing)
+        def say(doing: str, error: BaseException | None) -> None:
+            self.state = {"status": "starting" if doing else "failed" if error else "ok", "doing": doing}
+            if error is not None:  # the words that it was tried with are ours
+                log.error("preparing failed: %s", error)
+            else:
+                log.info(*(("%s ...", doing) if doing else ("ready after %.0f s", time.monotonic() - began)))
 
-        def warmed(job: Any) -> None:
-            self.failed = not job.cancelled() and job.exception() is not None and not self.worker.stopping
-            if self.failed:
-                log.error("cannot serve: %s", job.exception())
-            elif not self.worker.stopping:
-                log.info("ready after %.0f s", time.monotonic() - began)
-
-        self.worker.start(lambda job: self.engine.warm_up(job, say)).result.add_done_callback(warmed)
+        self.worker.start(self.engine.warm_up(), say)
         self.stopped = False
         yield
         self.stopped = await asyncio.to_thread(self.worker.stop, STOP_S)
@@ -109,11 +105,8 @@ class Service:
         return JSONResponse(self.model(name))
 
     async def health(self, _: Request) -> Response:
-        if self.failed:
-            return JSONResponse({"status": "failed", "doing": "see the log"}, 503)
-        ready = self.worker.ready.is_set()
-        state = {"status": "ok", "doing": ""} if ready else {"status": "starting", "doing": self.doing}
-        return JSONResponse(state | {"busy": self.worker.taken}, 200 if ready else 503)
+        status = 200 if self.state["status"] == "ok" else 503
+        return JSONResponse(self.state | {"busy": self.worker.taken}, status)
 
     async def index(self, _: Request) -> Response:
         html, policy = page.render(self.engine, needs_key=self.needs_key, max_bytes=self.max_bytes)

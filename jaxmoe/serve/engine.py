@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 import dataclasses
+import functools
 import io
 from itertools import product
 from pathlib import Path
@@ -14,9 +15,11 @@ from jaxmoe import options, writers
 from jaxmoe.data.audio import SAMPLE_RATE, WINDOWS_S
 from jaxmoe.data.sound import load_audio
 from jaxmoe.mt import Translator
+from jaxmoe.mt.cache import Cache
+from jaxmoe.mt.cached import CachedTranslator
 from jaxmoe.segments import Transcript
 from jaxmoe.serve.guard import place
-from jaxmoe.serve.worker import Job
+from jaxmoe.serve.worker import Job, Steps
 from jaxmoe.system import SPEECH, Recogniser, personal_folder
 from jaxmoe.transcription import transcribe
 from jaxmoe.weights import cache_folder
@@ -110,7 +113,7 @@ class Engine:
         job.check()
         samples = load_audio(io.BytesIO(task.sound), name=task.name, longest_s=60.0 * self.args.max_minutes)
         how = options.transcribe_options(self.args, **task.options)
-        transcript = self._transcribe(samples, how, job, self.recogniser(task.speaker))
+        transcript = self._transcribe(samples, how, self.recogniser(task.speaker), job.check)
         if not task.translate:
             return Result(transcript, None)
         assert self.translator is not None
@@ -118,19 +121,23 @@ class Engine:
             return Result(transcript, writers.translate(self.translator, transcript)[1])
         except Exception as error:  # it costs no transcript
             return Result(transcript, {"error": str(error)}, place(error))
+        finally:
+            if isinstance(self.translator, CachedTranslator) and self.translator.cache.path is None:
+                self.translator.cache = Cache(None)  # nobody's words stay in memory
 
     def _transcribe(
-        self, samples: np.ndarray, how: TranscribeOptions, job: Job, system: Recogniser | None = None
+        self, samples: np.ndarray, how: TranscribeOptions, system: Recogniser, check: Callable[[], None]
     ) -> Transcript:
-        for step in transcribe(system or self.system, [lambda: samples], how):
-            job.check()
+        """check: is called after every window, and may raise."""
+        for step in transcribe(system, [lambda: samples], how):
+            check()
             if step.error is not None:
                 raise step.error
             if step.transcript is not None:
                 return step.transcript
         raise AssertionError("a recording ends with a transcript or an error")
 
-    def warm_up(self, job: Job, say: Callable[[str], None]) -> None:
+    def warm_up(self) -> Steps:
         """Compiles, by using them, the programs that requests will use: search and fallback for every length.
 
         Longer texts and parts side by side (--cut_at_pauses) still compile programs when they first come.
@@ -142,10 +149,10 @@ class Engine:
         each = {self.system.window(n): n for n in lengths}  # samples of every length that is a program of its own
         tried = [*each.values(), *([] if self.system.short_timestamps else [35 * SAMPLE_RATE])]
         for number, (n, t) in enumerate(product(tried, (0.0, FALLBACK)), 1):
-            say(f"preparing the recogniser, {number} of {2 * len(tried)}")
-            self._transcribe(speech[:n], options.transcribe_options(self.args, temperatures=(t,)), job)
+            how = options.transcribe_options(self.args, temperatures=(t,))
+            hear = functools.partial(self._transcribe, speech[:n], how, self.system, lambda: None)
+            yield f"preparing the recogniser, {number} of {2 * len(tried)}", hear
         if self.translator is not None and self.args.mt == "local":  # DeepL has nothing to compile, and is paid
             for number, sentence in enumerate(SENTENCES, 1):
-                say(f"preparing the translator, {number} of {len(SENTENCES)}")
-                job.check()
-                self.translator.translate([sentence])
+                say = functools.partial(self.translator.translate, [sentence])
+                yield f"preparing the translator, {number} of {len(SENTENCES)}", say

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import json
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader
@@ -24,7 +23,7 @@ def render(engine: Engine, *, needs_key: bool, max_bytes: int) -> tuple[str, str
     style, script = ((FOLDER / name).read_text("utf-8") for name in ("page.css", "page.js"))
     pages = Environment(loader=FileSystemLoader(FOLDER), autoescape=True)
     deepl = engine.translator is not None and engine.args.mt == "deepl"
-    parts = {"style": style, "script": script, "facts": json.dumps(facts), "deepl": deepl}
+    parts = {"style": style, "script": script, "facts": facts, "deepl": deepl}
     html = pages.get_template("page.html").render(facts | parts)
     policy = (
         f"default-src 'none'; style-src {_hash(style)}; script-src {_hash(script)}; connect-src 'self'; "

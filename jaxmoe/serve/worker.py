@@ -1,4 +1,4 @@
-"""A line of bounded length before the one thread that computes."""
+"""A line of bounded length before the one thread that computes; where the line is empty, it prepares."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -39,25 +39,26 @@ class Job:
             raise Gone
 
 
+Steps = Iterator[tuple[str, Callable[[], Any]]]  # what is being prepared, and its doing
+
+
 class Worker:
-    """A thread that does one job at a time, in their order, and `line` more may wait."""
+    """A thread that does one job at a time, in their order; `line` more may wait."""
 
     def __init__(self, line: int) -> None:
         self.places, self.taken = line + 1, 0
-        self.ready = threading.Event()  # whether the first job, the warm-up, is done
         self.stopping = False
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._lock, self._last_s = threading.Lock(), 1.0
         self._running: Job | None = None
-        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
 
-    def start(self, warm_up: Callable[[Job], Any]) -> Job:
-        """Begins with the warm-up."""
-        first = Job(warm_up)
-        first.result.add_done_callback(lambda _: self.ready.set())
-        self._jobs.put(first)
+    def start(self, steps: Steps, say: Callable[[str, BaseException | None], None]) -> None:
+        """Begins to prepare, step by step, with jobs in between as they come.
+
+        say: is told each step; "" at the end, with the error where one failed.
+        """
+        self._thread = threading.Thread(target=self._run, args=(steps, say), name="worker", daemon=True)
         self._thread.start()
-        return first
 
     @contextlib.contextmanager
     def place(self) -> Iterator[None]:
@@ -92,20 +93,39 @@ class Worker:
         self._thread.join(wait_s)
         return not self._thread.is_alive()
 
-    def _run(self) -> None:
-        while (job := self._jobs.get()) is not None and not self.stopping:
-            if not job.result.set_running_or_notify_cancel():
-                continue
-            self._running, began = job, time.monotonic()
-            job.waited_s = began - job.queued
+    def _run(self, steps: Steps, say: Callable[[str, BaseException | None], None]) -> None:
+        try:
+            for name, step in steps:
+                self._work(until_empty=True)
+                if self.stopping:
+                    return
+                say(name, None)
+                step()
+            say("", None)
+        except Exception as error:
+            say("", error)
+        self._work(until_empty=False)
+
+    def _work(self, until_empty: bool) -> None:
+        while not self.stopping:
             try:
-                result, error = job.work(job), None
-            except Exception as e:  # of whatever kind: the next job has nothing to do with it
-                result, error = None, e
-            job.took_s = self._last_s = time.monotonic() - began
-            self._running = None
-            if error is not None:
-                job.result.set_exception(error)
-            else:
-                job.result.set_result(result)
-            del job, result, error  # a recording is not kept while the next is waited for
+                job = self._jobs.get(block=not until_empty)
+            except queue.Empty:
+                return
+            if job is not None and job.result.set_running_or_notify_cancel():
+                self._do(job)
+            del job  # a recording is not kept while the next is waited for
+
+    def _do(self, job: Job) -> None:
+        self._running, began = job, time.monotonic()
+        job.waited_s = began - job.queued
+        try:
+            result, error = job.work(job), None
+        except Exception as e:  # of whatever kind: the next job has nothing to do with it
+            result, error = None, e
+        job.took_s = self._last_s = time.monotonic() - began
+        self._running = None
+        if error is not None:
+            job.result.set_exception(error)
+        else:
+            job.result.set_result(result)
