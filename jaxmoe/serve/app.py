@@ -17,7 +17,7 @@ from jaxmoe.data.sound import AudioError
 from jaxmoe.serve import page
 from jaxmoe.serve.answer import answer
 from jaxmoe.serve.engine import Engine
-from jaxmoe.serve.errors import ApiError
+from jaxmoe.serve.errors import ApiError, failure
 from jaxmoe.serve.request import ALIAS, Wanted, read
 from jaxmoe.serve.worker import Worker
 
@@ -127,12 +127,20 @@ def make_app(service: Service) -> Starlette:
         Route("/v1/models/{name:path}", service.one_model),
         Route("/v1/audio/transcriptions", service.transcriptions, methods=["POST"]),
     ]
-    handlers: dict[Any, Callable[[Request, Any], Any]] = {ApiError: _api_error, HTTPException: _http_error}
+    handlers: dict[Any, Callable[[Request, Any], Any]] = {
+        ApiError: _api_error,
+        HTTPException: _http_error,
+        Exception: _failure,  # it is raised again, and guard.py logs it
+    }
     return Starlette(routes=routes, exception_handlers=handlers, lifespan=service.lifespan)
 
 
 async def _api_error(_: Request, error: ApiError) -> Response:
     return error.response()
+
+
+async def _failure(_: Request, __: Exception) -> Response:
+    return failure().response()
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:

@@ -24,3 +24,8 @@ class ApiError(Exception):
         kind = "invalid_request_error" if self.status < 500 else "server_error"
         body = {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
         return JSONResponse(body, self.status, dict(self.headers or {}))
+
+
+def failure() -> ApiError:
+    """Of an error that nobody foresaw: what it says may quote what was said."""
+    return ApiError(500, "the server failed, expected an answer; its log says where.")

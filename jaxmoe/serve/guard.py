@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from jaxmoe.serve.errors import ApiError
+from jaxmoe.serve.errors import ApiError, failure
 
 KEY_VARIABLE = "JAXMOE_API_KEY"
 SHORTEST_KEY = 16  # characters: shorter ones are guessed
@@ -70,7 +70,7 @@ class Guard:
         except Exception as error:
             log.error("a request failed: %s", place(error))
             if not started:
-                await ApiError(500, "the server failed; its log says where.").response()(scope, receive, send_safely)
+                await failure().response()(scope, receive, send_safely)
 
     def _check(self, path: str, headers: Headers) -> None:
         host, origin = headers.get("host", ""), headers.get("origin")
