@@ -27,7 +27,7 @@ def add_recognition(group: Group) -> None:
     """Options of the recogniser and its search."""
 
     def add(name: str, kind: Any, default: Any, text: str, metavar: str = "X") -> None:
-        shown = f"{text} (default: {default})" if default is not None else text
+        shown = f"{text} (default: {default})" if default not in (None, "") else text
         group.add_argument(name, type=kind, default=default, help=shown, metavar=metavar)
 
     named = "a Whisper: tiny.en, base, ..., large-v3, a folder or a hub id (default: the checkpoint's, else tiny.en)"

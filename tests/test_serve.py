@@ -8,13 +8,9 @@ import io
 import itertools
 import json
 import logging
-import os
 from pathlib import Path
 import re
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -128,7 +124,8 @@ def encoded(container: str, codec: str, rate: int) -> bytes:
     """The recording as a browser's recorder would give it."""
     samples, _ = soundfile.read(JFK, dtype="float32")
     out = io.BytesIO()
-    with av.open(out, "w", format=container) as made:
+    flags = {"movflags": "frag_keyframe+empty_moov"} if container == "mp4" else {}
+    with av.open(out, "w", format=container, options=flags) as made:
         stream = made.add_stream(codec, rate=rate, layout="mono")
         frame = av.AudioFrame.from_ndarray(samples[None], format="flt", layout="mono")
         frame.sample_rate = 16000
@@ -364,43 +361,3 @@ def test_a_person_has_a_recogniser_of_their_own(served, patch, tmp_path, sound, 
         answers = [personal.transcribe(sound, speaker=who)[0] for who in ("anna", "", "anna", "bert")]
         assert answers == [200, 200, 200, 400]
     assert loaded == ["", "anna"]
-
-
-def test_arguments_that_would_let_strangers_in_are_refused(capsys, monkeypatch):
-    monkeypatch.delenv("JAXMOE_API_KEY", raising=False)
-    for arguments in (["--host=0.0.0.0"], ["--public_host=speech.example"]):
-        assert command.main(arguments) == 1
-        assert f"{arguments[0]} lets others than this machine in, which needs a key" in capsys.readouterr().err
-    monkeypatch.setenv("JAXMOE_API_KEY", "short")
-    assert command.main([]) == 1
-    told = capsys.readouterr().err
-    assert "5 characters, expected at least 16" in told and "short" not in told
-    monkeypatch.delenv("JAXMOE_API_KEY")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        assert command.main([f"--port={taken.getsockname()[1]}"]) == 1
-    assert "cannot listen" in capsys.readouterr().err
-    monkeypatch.setattr(command, "NEEDED", ("a_package_that_is_not",))
-    assert command.main([]) == 1
-    assert "pip install -e '.[serve]'" in capsys.readouterr().err
-
-
-def test_the_command_ends_in_order(tmp_path):
-    weights = real_weights("tiny.en")
-    environment = os.environ | {"JAXMOE_API_KEY": KEY, "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".pytest_cache" / "xla")}
-    arguments = [sys.executable, "-m", "jaxmoe.serve", f"--model={weights}", "--port=0", "--beam_size=1", "--best_of=1"]
-    run = subprocess.Popen(arguments, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    assert run.stderr is not None
-    told = ""
-    try:
-        while not (found := re.search(r"at http://127\.0\.0\.1:(\d+)", told)):
-            line = run.stderr.readline()
-            assert line, told
-            told += line
-        connection = http.client.HTTPConnection("127.0.0.1", int(found.group(1)), timeout=30)
-        connection.request("GET", "/health")
-        assert json.loads(connection.getresponse().read())["status"] in ("starting", "ok")
-        run.send_signal(signal.SIGTERM)
-        told += run.stderr.read()
-        assert run.wait(30) == 0 and told.rstrip().endswith("ended") and "Traceback" not in told and KEY not in told
-    finally:
-        run.kill()

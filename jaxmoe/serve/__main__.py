@@ -39,8 +39,8 @@ def parser() -> argparse.ArgumentParser:
     """The command's options."""
     p = argparse.ArgumentParser(
         prog="python -m jaxmoe.serve",
-        description="Serves transcription of English speech, also of people with a speech disorder, and its German, to "
-        "browsers and to clients of OpenAI's audio API.",
+        description="Serves transcription of English speech, also of people with a speech disorder, and its German\n"
+        "to browsers and to clients of OpenAI's audio API.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
