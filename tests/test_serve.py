@@ -10,7 +10,9 @@ import json
 import logging
 from pathlib import Path
 import re
+import shutil
 import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -38,6 +40,7 @@ JFK = ROOT / "tests" / "data" / "jfk.flac"
 WORDS = "and so my fellow americans ask not what your country can do for you ask what you can do for your country"
 KEY = "a key of more than 16 letters"
 UPLOAD = 2_000_000  # bytes
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TIMES = "timestamp_granularities[]"
 
 
@@ -361,3 +364,16 @@ def test_a_person_has_a_recogniser_of_their_own(served, patch, tmp_path, sound, 
         answers = [personal.transcribe(sound, speaker=who)[0] for who in ("anna", "", "anna", "bert")]
         assert answers == [200, 200, 200, 400]
     assert loaded == ["", "anna"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
+def test_the_page_runs_in_a_browser_under_its_policy(patch, tmp_path, monkeypatch):
+    (tmp_path / "personalize" / "anna" / "params").mkdir(parents=True)
+    for served in start(patch, f"--checkpoint={tmp_path}"):
+        monkeypatch.setattr(served.service, "state", {"status": "failed", "doing": ""})
+        chromium = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+        address = f"http://127.0.0.1:{served.port}/"
+        done = subprocess.run([*chromium, "--virtual-time-budget=2000", "--dump-dom", address], capture_output=True,
+                              text=True, check=True)  # fmt: skip
+    assert '<option value="anna">anna</option>' in done.stdout, "its script names the speakers"
+    assert re.search(r'id="status"[^>]* class="bad">The server has a fault', done.stdout), "and asks how the server is"

@@ -6,7 +6,11 @@ const why = { repetition: "may repeat itself", low_confidence: "unsure", no_spee
 const waiting = []; // [sound, name] of what is to be sent
 let recorder = null, request = null, busy = false, ticking = 0, recordings = 0;
 
-function say(text, bad) { byId("status").textContent = text; byId("status").classList.toggle("bad", Boolean(bad)); }
+function say(text, bad) {
+  byId("status").textContent = text;
+  byId("status").classList.toggle("bad", Boolean(bad));
+  byId("status").scrollIntoView({ block: "nearest" });
+}
 
 function clock(on) { // seconds that pass are seen and not read aloud
   clearInterval(ticking);
@@ -24,7 +28,7 @@ function show() { // which buttons there are
   const recording = recorder !== null;
   byId("record").classList.toggle("on", recording);
   byId("record-label").textContent = recording ? "Stop and transcribe" : "Record";
-  byId("choose").hidden = recording;
+  byId("choose").disabled = recording; // and stays where it is: what moves is hit by mistake
   byId("cancel").hidden = !recording && !busy;
   byId("cancel").textContent = recording ? "Discard" : "Cancel";
 }
@@ -86,7 +90,9 @@ async function send(sounds) {
   busy = false;
   clock(false);
   show();
-  if (!failures) say("Done. The text is below.");
+  if (failures) return;
+  say("Done. The text is below.");
+  byId("results").firstElementChild.scrollIntoView({ block: "nearest" });
 }
 
 async function transcribe(sound, name, signal) {
