@@ -11,18 +11,18 @@ import json
 import os
 from pathlib import Path
 import sys
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
+
+from jaxmoe import options
 
 if TYPE_CHECKING:
     from jaxmoe.mt import Translator
     from jaxmoe.segments import Transcript
-    from jaxmoe.system import Recogniser
 
 SUFFIXES = frozenset(
     ".wav .flac .mp3 .ogg .oga .opus .m4a .mp4 .aac .aif .aiff .au .caf .wma .webm .mka .mkv .mov .amr .3gp".split()
 )
 FORMATS = ("txt", "srt", "vtt", "json", "all")
-MT_MODEL = "qwen2.5-coder-1.5b-instruct"
 EPILOG = """\
 outputs:
   clip.wav gives clip.txt, clip.srt, clip.vtt, clip.json in --output_dir; those of a folder keep their sub-folders.
@@ -48,16 +48,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _add_files(p.add_argument_group("files"))
-    _add_recognition(p.add_argument_group("recognition"))
-    _add_translation(p.add_argument_group("translation"))
+    options.add_recognition(p.add_argument_group("recognition"))
+    options.add_translation(p.add_argument_group("translation"), "also write a translation")
     return p
 
 
-class _Group(Protocol):
-    def add_argument(self, *names: str, **settings: Any) -> Any: ...
-
-
-def _add_files(group: _Group) -> None:
+def _add_files(group: options.Group) -> None:
     add = group.add_argument
     known = "wav, flac, mp3, ogg, m4a, ..."
     add("audio", nargs="+", metavar="AUDIO", type=Path, help=f"sound files, or folders to search through for {known}")
@@ -65,80 +61,6 @@ def _add_files(group: _Group) -> None:
     add("--output_format", "-f", choices=FORMATS, default="all", help="(default: %(default)s)")
     add("--skip_existing", action="store_true", help="leave out recordings whose outputs are all there")
     add("--quiet", "-q", action="store_true", help="print errors only")
-
-
-def _add_recognition(group: _Group) -> None:
-    def add(name: str, kind: Any, default: Any, text: str, metavar: str = "X") -> None:
-        shown = f"{text} (default: {default})" if default is not None else text
-        group.add_argument(name, type=kind, default=default, help=shown, metavar=metavar)
-
-    named = "a Whisper: tiny.en, base, ..., large-v3, a folder or a hub id (default: the checkpoint's, else tiny.en)"
-    add("--model", str, None, named, "NAME")
-    add("--checkpoint", Path, None, "a run's workdir: use its adapters", "DIR")
-    add("--speaker", str, "", "of the run: somebody it was adapted to by --phase=personalize", "ID")
-    add("--language", str, "en", "spoken, for multilingual models", "CODE")
-    add("--batch_size", _positive, 8, "recordings, or parts of one, worked on at a time", "N")
-    add("--beam_size", _positive, 5, "width of the search; 1 is greedy", "N")
-    add("--best_of", _positive, 5, "samples drawn where the search has failed", "N")
-    add("--temperature", float, 0.0, "of the first attempt", "T")
-    add("--temperature_increment_on_fallback", float, 0.2, "added for the next attempt, up to 1; 0: no other", "T")
-    add("--compression_ratio_threshold", float, 2.4, "a text more repetitive has failed")
-    add("--logprob_threshold", float, -1.0, "a text less likely (mean log-probability of a token) has failed")
-    add("--no_speech_threshold", float, 0.6, "probability of silence above which text is flagged no_speech")
-    add("--withhold_threshold", float, 0.85, "the same above which a checkpoint's text is in the JSON only; 1: never")
-    group.add_argument(
-        "--cut_at_pauses",
-        action="store_true",
-        help="cut recordings of over 30 s where they are quietest and work on all parts at once: faster",
-    )
-    group.add_argument(
-        "--without_timestamps",
-        action="store_true",
-        help="one segment for 30 s, or for a part of --cut_at_pauses: nothing is heard twice, which is faster still, "
-        "but more words are wrong and subtitles are long",
-    )
-    group.add_argument(
-        "--bfloat16",
-        action="store_true",
-        help="multiply matrices in bfloat16 on a CPU too, as on GPUs and TPUs: faster where it has AVX512-BF16 or AMX, "
-        "slower elsewhere; a few words change",
-    )
-    group.add_argument(
-        "--skip_padding",
-        action="store_true",
-        help="approximate the silence that fills short recordings up to 30 s, and compute it only for texts that come "
-        "out doubtful: a bare Whisper is up to three times as fast, some texts change; a --checkpoint has a context of "
-        "its own",
-    )
-    group.add_argument(
-        "--condition_on_previous_text",
-        action="store_true",
-        help="prompt each 30 s with the text before; off because loops, common in disordered speech, would spread",
-    )
-
-
-def _add_translation(group: _Group) -> None:
-    add = group.add_argument
-    add("--translate_to", choices=("de",), help="also write a translation")
-    sent = "local runs here; deepl sends the texts to DeepL, its key in DEEPL_AUTH_KEY (default: %(default)s)"
-    add("--mt", choices=("local", "deepl"), default="local", help=sent)
-    consent = "you may let what is said in the recordings leave this machine; --mt=deepl asks for it"
-    add("--acknowledge_privacy", action="store_true", help=consent)
-    which = f"the local translator (default: the checkpoint's, as its phase mt tuned it, else {MT_MODEL})"
-    add("--mt_model", metavar="NAME", help=which)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected a whole number of at least 1")
-    return int(text)
-
-
-def temperatures(first: float, increment: float) -> tuple[float, ...]:
-    """The temperatures to try: first, first + increment, ... up to 1."""
-    if increment <= 0:
-        return (first,)
-    return tuple(round(first + i * increment, 6) for i in range(int((1.0 - first) / increment + 1e-6) + 1)) or (first,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,16 +146,12 @@ class Output:
     def _translate(self, translator: "Translator", job: Job, transcript: "Transcript", show: bool) -> dict[str, Any]:
         from jaxmoe import writers
 
-        sources = writers.sentences(transcript)
-        texts = translator.translate([cue.text for cue in sources]) if sources else []
-        cues = [dataclasses.replace(c, text=t) for c, t in zip(sources, texts, strict=True)]
+        cues, rows = writers.translate(translator, transcript)
         self._write_texts(job, cues, f".{self.target}")
         if show:
             for cue in cues:
                 self.say(_line(cue))
-        pairs = zip(sources, cues, strict=True)
-        rows = [{"start": c.start, "end": c.end, "source": s.text, "text": c.text} for s, c in pairs]
-        return {self.target: {"translator": translator.name, "text": " ".join(texts), "sentences": rows}}
+        return {self.target: rows}
 
     def _write_texts(self, job: Job, cues: Sequence[Any], infix: str) -> None:
         from jaxmoe import writers
@@ -257,64 +175,20 @@ def _line(cue: Any) -> str:
 
 
 def _translator(args: argparse.Namespace) -> "Translator":
-    from jaxmoe import mt, weights
+    from jaxmoe import weights
 
-    cache = weights.cache_folder() / "translations.sqlite"
-    model, adapters = _local_model(args)
-    consent = args.acknowledge_privacy
-    return mt.make(args.mt, model, acknowledge_privacy=consent, cache_path=cache, adapters=adapters)
-
-
-def _local_model(args: argparse.Namespace) -> tuple[str, Path | None]:
-    """The local translator's model and adapters: those of the run, unless --mt_model names another."""
-    from jaxmoe.mt.local import ADAPTERS
-
-    if args.checkpoint is None:
-        return args.mt_model or MT_MODEL, None
-    model = json.loads((args.checkpoint / "config.json").read_text("utf-8"))["config"]["mt"]["model"]
-    if args.mt_model not in (None, model):
-        return args.mt_model, None
-    adapters = args.checkpoint / "mt" / ADAPTERS
-    return model, adapters if adapters.exists() else None
+    return options.make_translator(args, weights.cache_folder() / "translations.sqlite")
 
 
 def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     """Transcribes and writes all jobs; returns how many failed."""
-    from jaxmoe.compilation import enable_cache
-    from jaxmoe.memory import reuse_memory
-
-    enable_cache()
-    reuse_memory()
-    import jax
+    options.prepare_jax(args)
     from tqdm import tqdm
 
     from jaxmoe.data.audio import load_audio
-    from jaxmoe.model.precision import NARROW
-    from jaxmoe.system import load_system
     from jaxmoe.transcription import transcribe
-    from jaxmoe.windows import TranscribeOptions
 
-    if args.bfloat16:
-        jax.config.update("jax_default_matmul_precision", NARROW)
-    exact = not args.skip_padding
-    if args.model and args.checkpoint:
-        raise ValueError(f"--model={args.model}: --checkpoint={args.checkpoint} brings its own; give one of them.")
-    system: Recogniser = load_system(args.model or "tiny.en", args.checkpoint, args.speaker, exact=exact)
-    options = TranscribeOptions(
-        language=args.language,
-        beam_size=args.beam_size,
-        best_of=args.best_of,
-        temperatures=temperatures(args.temperature, args.temperature_increment_on_fallback),
-        compression_ratio_threshold=args.compression_ratio_threshold,
-        logprob_threshold=args.logprob_threshold,
-        no_speech_threshold=args.no_speech_threshold,
-        withhold_threshold=args.withhold_threshold,
-        condition_on_previous_text=args.condition_on_previous_text,
-        batch_size=args.batch_size,
-        cut_at_pauses=args.cut_at_pauses,
-        without_timestamps=args.without_timestamps,
-    )
-    system.tokenizer.sot_sequence(options.language)  # a language the model lacks fails here, before any work
+    system, how = options.make_system(args), options.transcribe_options(args)
     say = lambda text: args.quiet or tqdm.write(text, file=sys.stdout)
     complain = functools.partial(tqdm.write, file=sys.stderr)
     output = Output(args, system.name, say)
@@ -322,7 +196,7 @@ def run(args: argparse.Namespace, jobs: Sequence[Job]) -> int:
     layout = "{percentage:3.0f}%|{bar}| {n:.1f}/{total} recordings [{elapsed}<{remaining}]"
     with tqdm(total=len(jobs), bar_format=layout, disable=True if args.quiet else None) as bar:
         done = [0.0] * len(jobs)
-        for step in transcribe(system, [functools.partial(load_audio, job.audio) for job in jobs], options):
+        for step in transcribe(system, [functools.partial(load_audio, job.audio) for job in jobs], how):
             job, error = jobs[step.index], step.error
             if step.transcript is not None:
                 try:

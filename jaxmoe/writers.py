@@ -8,6 +8,7 @@ from pathlib import Path
 import tempfile
 from typing import Any
 
+from jaxmoe.mt import Translator
 from jaxmoe.segments import Transcript, segment_dict
 
 FORMATS = ("txt", "srt", "vtt", "json")
@@ -38,6 +39,16 @@ def sentences(transcript: Transcript, longest_s: float = 30.0) -> list[Cue]:
             joined.append(cue)
         open_ = not cue.text.rstrip("\"')]”’ ").endswith((".", "!", "?", "…"))
     return joined
+
+
+def translate(translator: Translator, transcript: Transcript) -> tuple[list[Cue], dict[str, Any]]:
+    """A transcript's sentences in the translator's language: as cues, and as to_json has them of one language."""
+    sources = sentences(transcript)
+    texts = translator.translate([cue.text for cue in sources]) if sources else []
+    cues = [dataclasses.replace(cue, text=text) for cue, text in zip(sources, texts, strict=True)]
+    pairs = zip(sources, cues, strict=True)
+    rows = [{"start": c.start, "end": c.end, "source": s.text, "text": c.text} for s, c in pairs]
+    return cues, {"translator": translator.name, "text": " ".join(texts), "sentences": rows}
 
 
 def timestamp(seconds: float, *, always_hours: bool, decimal: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxmoe import mt, segments, transcribe, transcription, windows, writers
+from jaxmoe import mt, options, segments, transcribe, transcription, windows, writers
 from jaxmoe.data.audio import SAMPLE_RATE, AudioError, load_audio, pauses
 from jaxmoe.model import lora
 from jaxmoe.model.moe import make_moe
@@ -88,9 +88,9 @@ def test_silence_needs_no_second_guess():
 
 
 def test_temperatures_reach_one():
-    assert transcribe.temperatures(0.0, 0.2) == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    assert transcribe.temperatures(0.5, 0.0) == (0.5,)
-    assert transcribe.temperatures(1.5, 0.2) == (1.5,)
+    assert options.temperatures(0.0, 0.2) == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+    assert options.temperatures(0.5, 0.0) == (0.5,)
+    assert options.temperatures(1.5, 0.2) == (1.5,)
 
 
 def stems(*paths: str, suffixes=(".txt", ".json"), below=""):

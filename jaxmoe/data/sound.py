@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import io
+import math
 import os
 from pathlib import Path
 
@@ -16,15 +17,20 @@ class AudioError(ValueError):
     """A recording that cannot be used; the message names the file, the fault and the remedy."""
 
 
-def load_audio(source: str | Path | io.BytesIO) -> np.ndarray:
+def load_audio(
+    source: str | Path | io.BytesIO, *, name: str = "a sound in memory", longest_s: float = math.inf
+) -> np.ndarray:
     """Samples of a sound file, or of its bytes, mono at 16 kHz, float32 [n] (full scale is +-1).
 
     Channels are averaged. Files are read in blocks: memory is that of the result, however many channels or hertz.
 
+    Args:
+      name: of bytes, in messages; a file has its own.
+      longest_s: a longer sound is refused as soon as that is known: a few bytes can hold hours.
+
     Raises:
-      AudioError: the file is missing, a folder, empty, not decodable, without samples or not finite.
+      AudioError: the file is missing, a folder, empty, not decodable, without samples, not finite or too long.
     """
-    name = "a sound in memory"
     if not isinstance(source, io.BytesIO):
         source = Path(source)
         name = str(source)
@@ -32,7 +38,7 @@ def load_audio(source: str | Path | io.BytesIO) -> np.ndarray:
     failures = []
     for decoder, blocks in (("libsndfile", _soundfile_blocks), ("FFmpeg", _pyav_blocks)):
         try:
-            return _resample(name, blocks(source))
+            return _resample(name, blocks(source), longest_s)
         except _DecoderError as error:
             failures.append(f"{decoder}: {error}")
     raise AudioError(f"{name}: found no sound that can be decoded ({'; '.join(failures)}), expected {_SUPPORTED}.")
@@ -71,7 +77,10 @@ def _pyav_blocks(source: Path | io.BytesIO) -> Blocks:
     try:
         if isinstance(source, io.BytesIO):
             source.seek(0)
-        with av.open(source if isinstance(source, io.BytesIO) else str(source), mode="r") as container:
+        # Bytes come from strangers: a playlist among them must not make FFmpeg open files or sockets.
+        closed = {"protocol_whitelist": "none"} if isinstance(source, io.BytesIO) else {}
+        opened = source if isinstance(source, io.BytesIO) else str(source)
+        with av.open(opened, mode="r", options=closed) as container:
             if not container.streams.audio:
                 raise _DecoderError("the file has no audio stream")
             to_float = av.AudioResampler(format="fltp")  # of the stream's own rate and channels
@@ -82,7 +91,7 @@ def _pyav_blocks(source: Path | io.BytesIO) -> Blocks:
         raise _DecoderError(str(error).split(":")[0].rstrip(".") or type(error).__name__) from error
 
 
-def _resample(name: str, blocks: Blocks) -> np.ndarray:
+def _resample(name: str, blocks: Blocks, longest_s: float) -> np.ndarray:
     """Blocks of any rate -> mono at 16 kHz [n]."""
     import soxr
 
@@ -97,6 +106,8 @@ def _resample(name: str, blocks: Blocks) -> np.ndarray:
                 f"{name}: the rate changes from {rate_of_stream} to {rate} Hz at {seconds:.1f} s; split the file there."
             )
         rate_of_stream, seconds = rate, seconds + len(block) / rate
+        if seconds > longest_s:
+            raise AudioError(f"{name}: longer than {longest_s:g} s, the most that is taken here; split the file.")
         mono = block.mean(axis=1, dtype=np.float32)
         if rate != SAMPLE_RATE:
             stream = stream or soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")

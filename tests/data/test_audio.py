@@ -1,5 +1,6 @@
 """Decoding of sound files of every sort, and parity of the log-mel spectrogram with transformers'."""
 
+import io
 from pathlib import Path
 
 import av
@@ -119,6 +120,19 @@ def test_faults_are_named(tmp_path, fault, message):
     with pytest.raises(audio.AudioError, match=message) as caught:
         audio.load_audio(path)
     assert str(path) in str(caught.value)
+
+
+def test_bytes_open_nothing_else_and_hold_no_more_than_is_taken(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "jfk.flac").write_bytes(JFK.read_bytes())
+    playlist = b"ffconcat version 1.0\nfile jfk.flac\n"
+    sdp = b"v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n"
+    for content in (playlist, sdp):
+        with pytest.raises(audio.AudioError, match="clip: found no sound"):
+            audio.load_audio(io.BytesIO(content), name="clip")
+    assert len(audio.load_audio(io.BytesIO(JFK.read_bytes()), longest_s=11)) == 11 * 16000
+    with pytest.raises(audio.AudioError, match=r"clip: longer than 10\.5 s"):
+        audio.load_audio(io.BytesIO(JFK.read_bytes()), name="clip", longest_s=10.5)
 
 
 @pytest.mark.parametrize("n_mels", [80, 128])
