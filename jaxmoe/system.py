@@ -3,7 +3,7 @@
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 import zlib
 
 import jax
@@ -27,6 +27,7 @@ from jaxmoe.model.whisper import Whisper
 
 SPEECH = Path(__file__).parent / "data" / "demo" / "audio" / "af_heart" / "shared-01.opus"  # any short one would do
 SPEECH_S = 3.9  # at most as much of it: less than the shortest of WINDOWS_S
+PHASES = {"moe": "joint", "lora": "baseline"}  # system: the phase that trains it
 STRIDE = 10  # encoder positions of padding that one stands for
 
 
@@ -244,36 +245,51 @@ def personal_folder(workdir: Path, speaker: str) -> Path:
     return workdir / "personalize" / name
 
 
-def _load_run(workdir: Path, speaker: str) -> Recogniser:
-    """The mixture of a run, or its one LoRA where that is all that was trained."""
+class Run(NamedTuple):
+    """What was trained in a workdir."""
+
+    name: str  # workdir/phase, for people
+    settings: dict[str, Any]  # of its phase.json: group -> fields
+    model: MoEWhisper
+    base: Any  # Whisper's parameters, float32, with what adapts the encoder
+    params: Any  # of `model`
+    tokenizer: Tokenizer
+    own_encoder: bool  # whether the encoder is not Whisper's any more
+
+
+def read_run(workdir: Path, speaker: str = "", system: str = "") -> Run:
+    """What a run has trained, on the host.
+
+    Args:
+      speaker: somebody whom its phase personalize has adapted to.
+      system: one of PHASES; the mixture where there is one, else the LoRA, if not given.
+
+    Raises:
+      ValueError: there is no such thing in `workdir`.
+    """
     from jaxmoe.checkpoint import load_params
     from jaxmoe.model.load import load_whisper
 
-    trained = [p for p in ("joint", "baseline") if (workdir / p / "params").is_dir() and _record(workdir, p)]
-    if not trained:
-        raise ValueError(
-            f"--checkpoint={workdir}: no trained run; expected joint or baseline with params and phase.json in it, "
-            "which python -m jaxmoe.launch makes."
-        )
-    folder, settings = workdir / trained[0], _record(workdir, trained[0])["settings"]
+    phase = _trained(workdir, system)
+    settings = _record(workdir, phase)["settings"]  # not config.json, which is of the last command
     fields = dict(settings["model"])
     dims, base, tokenizer = load_whisper(fields.pop("backbone"))
     model = make_moe(dims, **fields)
-    if trained[0] == "baseline":
+    if phase == "baseline":
         model = one_lora(model, settings["baseline"]["rank"])
+    folder = workdir / phase
     params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0), base))
-    rank = encoder_rank(workdir) if trained[0] == "joint" else None
+    rank = encoder_rank(workdir) if phase == "joint" else None
     if speaker:
-        start = _personal_start(workdir, speaker)
-        rank = rank if start == "encoder" else None
+        rank = rank if _personal_start(workdir, speaker) == "encoder" else None
     if rank is not None:
         folder = workdir / "encoder"
         params, base = moved(folder, model, params, base, rank)
     if speaker:
         folder = personal_folder(workdir, speaker)
         params, base = moved(folder, model, params, base)
-    made = {k: settings["embed"][k] for k in ("context", "margin_s")}
-    return Adapted(f"{workdir.name}/{folder.name}", model, base, tokenizer, params, **made)
+    name = f"{workdir.name}/{folder.name}"
+    return Run(name, settings, model, base, params, tokenizer, own_encoder=folder != workdir / phase)
 
 
 def _personal_start(workdir: Path, speaker: str) -> str:
@@ -291,3 +307,29 @@ def _personal_start(workdir: Path, speaker: str) -> str:
             "--phase=personalize again."
         )
     return start
+
+
+def _trained(workdir: Path, system: str) -> str:
+    """The phase that trained `system`, or the first of PHASES that was done. Raises: ValueError."""
+    trained = [p for p in PHASES.values() if (workdir / p / "params").is_dir() and _record(workdir, p)]
+    if not trained:
+        raise ValueError(
+            f"--checkpoint={workdir}: no trained run; expected joint or baseline with params and phase.json in it, "
+            "which python -m jaxmoe.launch makes."
+        )
+    if not system:
+        return trained[0]
+    if PHASES[system] not in trained:
+        other = next(name for name, phase in PHASES.items() if phase in trained)
+        raise ValueError(
+            f"--system={system}: {workdir} has {trained[0]}/params and no {PHASES[system]}/params; run "
+            f"--phase={PHASES[system]}, or take --system={other}."
+        )
+    return PHASES[system]
+
+
+def _load_run(workdir: Path, speaker: str) -> Recogniser:
+    """The mixture of a run, or its one LoRA where that is all that was trained."""
+    run = read_run(workdir, speaker)
+    made = {k: run.settings["embed"][k] for k in ("context", "margin_s")}
+    return Adapted(run.name, run.model, run.base, run.tokenizer, run.params, **made)

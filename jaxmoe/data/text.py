@@ -66,6 +66,10 @@ class Tokenizer:
             "copy them from the original model."
         )
 
+    def save(self, path: Path) -> None:
+        """Writes tokenizer.json."""
+        self._backend.save(str(path))
+
     def _special(self, *names: str) -> int:
         for name in names:
             if (i := self._backend.token_to_id(name)) is not None:

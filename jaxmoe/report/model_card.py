@@ -1,17 +1,21 @@
-"""The model card of a run, in Hugging Face's format: WORKDIR/README.md.
+"""The model cards of a run and of what is exported of it, in Hugging Face's format: README.md.
 
 Source of the format: huggingface.co/docs/hub/model-cards (YAML front matter with model-index; its headings).
 """
 
+from collections.abc import Sequence
 import json
 from pathlib import Path
 from typing import Any
 
+import jaxmoe
+from jaxmoe.data import prepared
 from jaxmoe.report import summary
 from jaxmoe.report.read import read_json
+from jaxmoe.weight_sources import hub_name
 
 LIMITS = """- Not a medical device. Transcripts and translations contain errors; no medical decision may rest on them.
-- English in, German out; other languages were neither trained nor measured.
+- {languages}; other languages were neither trained nor measured.
 - Speech of people and disorders that the evaluation does not hold may be recognised far worse than the figures say."""
 
 
@@ -35,7 +39,7 @@ def model_card(metrics: dict[str, Any], workdir: Path) -> str:
         + _groups(metrics),
         "## Intended use\n\nResearch on, and drafts of, transcripts of disordered speech, read by somebody who can hear"
         " the recording.",
-        f"## Limits\n\n{_simulated(share)}{LIMITS}",
+        f"## Limits\n\n{_limits(share, 'English in, German out')}",
         "## Results\n\n" + _results(metrics),
         "## What was found\n\n" + "\n".join(f"- {sentence}" for sentence in summary.sentences(metrics)),
         "## Conventions\n\n" + "\n".join(f"- {key}: {text}" for key, text in metrics["conventions"].items()),
@@ -48,7 +52,7 @@ def _front_matter(metrics: dict[str, Any], name: str, backbone: str, data: str) 
     """YAML between lines of dashes; strings are written as JSON, which YAML reads."""
     focus = summary.by_key(metrics)[metrics["focus"]]
     lines = ["---", "language: [en, de]", "library_name: jaxmoe", "pipeline_tag: automatic-speech-recognition"]
-    lines += [f"base_model: {json.dumps('openai/whisper-' + backbone)}", "tags: [whisper, lora, dysarthria]"]
+    lines += [f"base_model: {json.dumps(hub_name(backbone))}", "tags: [whisper, lora, dysarthria]"]
     lines += ["model-index:", f"- name: {json.dumps(name)}", "  results:"]
     for metric, task in (("wer", "automatic-speech-recognition"), ("bleu", "translation")):
         if focus[metric] is not None:
@@ -58,13 +62,13 @@ def _front_matter(metrics: dict[str, Any], name: str, backbone: str, data: str) 
     return "\n".join([*lines, "---"])
 
 
-def _simulated(share: float) -> str:
-    if not share:
-        return ""
-    return (
+def _limits(share: float, languages: str) -> str:
+    """share: of the utterances, those that are simulated."""
+    simulated = (
         "- **Simulated speech**: the disorders, and perhaps the voices, were made by signal processing. No figure here"
         " says anything about real patients.\n"
     )
+    return (simulated if share else "") + LIMITS.format(languages=languages)
 
 
 def _groups(metrics: dict[str, Any]) -> str:
@@ -96,3 +100,29 @@ def _reproduction(metrics: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in metrics["versions"].items())
     commit = run["git_commit"] or "unknown"
     return f"Configuration: `config.json`. Commit: {commit}. Device: {run['device']}. {versions}."
+
+
+FOR = {"hf": "transformers", "peft": "peft", "ctranslate2": "ctranslate2"}  # format of an export: its library
+
+
+def export_card(workdir: Path, format_: str, said: str, gates: Sequence[float]) -> str:
+    """The card of what jaxmoe.export writes. `said`: what was exported and what is given up by it."""
+    record = read_json(workdir / "config.json")
+    config = record["config"]
+    backbone, embed = config["model"]["backbone"], config["embed"]
+    rows = [row for split in prepared.splits(workdir) for row in prepared.open_metadata(workdir, split)]
+    share = sum(row["simulated"] for row in rows) / max(len(rows), 1)
+    heard = f"with {embed['margin_s']:g} s of silence after them" if embed["context"] == "trimmed" else "padded to 30 s"
+    shown = f" Gates: {', '.join(f'{g:.3f}' for g in gates)}." if len(gates) else ""
+    front = ["---", "language: [en]", f"library_name: {FOR[format_]}", "pipeline_tag: automatic-speech-recognition"]
+    front += [f"base_model: {json.dumps(hub_name(backbone))}", "tags: [whisper, dysarthria]", "---"]
+    parts = [
+        "\n".join(front),
+        f"# Whisper {Path(backbone).name} adapted to disordered speech, for {FOR[format_]}",
+        f"{'Adapters over' if format_ == 'peft' else 'Merged into'} {hub_name(backbone)}: {said}.{shown}",
+        f"Trained on the corpus `{config['data']['corpus']}`, recordings {heard}, without timestamps: run it without"
+        " them, and leave out what holds no speech, where it invents sentences.",
+        f"## Limits\n\n{_limits(share, 'English')}",
+        f"Made by jaxmoe {jaxmoe.__version__} from a run of commit {record.get('git_commit') or 'unknown'}.",
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -1,10 +1,12 @@
-"""Whisper from a CTranslate2 folder (model.bin), as faster-whisper uses it: float32, float16, bfloat16, int16 or int8.
+"""Whisper from a CTranslate2 folder (model.bin), as faster-whisper uses it: float32, float16, bfloat16, int16 or int8;
+and to one, by CTranslate2's own converter.
 
 Layout of model.bin, little endian: u32 version, string specification, u32 revision, u32 count, then the variables:
 string name, u8 rank, u32 sizes, u8 type, u32 bytes, data; then u32 count of aliases: string alias, string name. A
 string is u16 length, bytes, NUL. Source: OpenNMT/CTranslate2 4.8.5, python/ctranslate2/specs/model_spec.py, _serialize.
 """
 
+import importlib.util
 from pathlib import Path
 import re
 import struct
@@ -190,3 +192,25 @@ def _check_projection(path: Path, weights: dict[str, np.ndarray]) -> None:
     embedding = weights["decoder/embeddings/weight"]
     if projection is not None and projection is not embedding and not np.array_equal(projection, embedding):
         raise tree.LoadError(f"{path}: the output projection is not the token embedding; ours is tied to it.")
+
+
+def check_converter() -> None:
+    """Raises ModuleNotFoundError, with what to do, unless `convert` can run."""
+    if missing := [name for name in ("torch", "ctranslate2") if importlib.util.find_spec(name) is None]:
+        raise ModuleNotFoundError(
+            f"--format=ctranslate2 needs {' and '.join(missing)}, which is not installed: pip install 'jaxmoe[export]'"
+        )
+
+
+def convert(source: Path, folder: Path, quantization: str) -> None:
+    """Fills `folder` with what faster-whisper loads without network, from one in transformers' format.
+
+    It is CTranslate2's own converter, with transformers and torch.
+    """
+    check_converter()
+    from ctranslate2.converters import TransformersConverter
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    converter = TransformersConverter(str(source), copy_files=["tokenizer.json", "preprocessor_config.json"])
+    converter.convert(str(folder), quantization=quantization, force=True)  # the folder is there

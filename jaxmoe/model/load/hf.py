@@ -67,7 +67,8 @@ _TABLES = {
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json", "normalizer.json")
 
 
-def _theirs(path: str, layer: int) -> str:
+def tensor_name(path: str, layer: int) -> str:
+    """transformers' name of one layer of our leaf."""
     if path in _TABLES:
         return _TABLES[path]
     module, leaf = path.rsplit("/", 1)
@@ -89,7 +90,7 @@ def load(folder: Path) -> tuple[ModelDimensions, dict[str, Any]]:
     else:
         embedding = _EMBEDDING
     paths = tree.leaf_shapes(dims)
-    names = {_theirs(path, layer) for path in paths for layer in range(tree.n_layers(dims, path))}
+    names = {tensor_name(path, layer) for path in paths for layer in range(tree.n_layers(dims, path))}
     found = {_EMBEDDING if name == embedding else name for name in files} - {"proj_out.weight"}
     tree.check_names(folder, names, found)
     opened = {f: safetensors.safe_open(str(folder / f), framework="numpy") for f in set(files.values())}
@@ -99,7 +100,7 @@ def load(folder: Path) -> tuple[ModelDimensions, dict[str, Any]]:
             raise tree.LoadError(f"{folder}: proj_out.weight is not the token embedding; ours is tied to it.")
 
     def read(path: str, layer: int) -> np.ndarray:
-        name = embedding if path in _TABLES and _TABLES[path] == _EMBEDDING else _theirs(path, layer)
+        name = embedding if path in _TABLES and _TABLES[path] == _EMBEDDING else tensor_name(path, layer)
         array = opened[files[name]].get_tensor(name)
         return array.T if path.endswith("/kernel") else array
 
@@ -138,6 +139,7 @@ def save_hf(
     params: Mapping[str, Any],
     tokenizer: Tokenizer,
     dtype: Any = np.float32,
+    generation: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a folder that transformers' WhisperForConditionalGeneration and WhisperProcessor read.
 
@@ -146,6 +148,7 @@ def save_hf(
       params: the tree of load_whisper, complete.
       tokenizer: its files are copied.
       dtype: of the tensors written.
+      generation: what generation_config.json says beside the defaults.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,15 +162,19 @@ def save_hf(
         leaf = np.asarray(flat[path])
         for layer, array in enumerate(leaf if "/blocks/" in path else leaf[None]):
             array = array.T if path.endswith("/kernel") else array
-            tensors[_theirs(path, layer)] = np.ascontiguousarray(array, dtype)
+            tensors[tensor_name(path, layer)] = np.ascontiguousarray(array, dtype)
     part = folder / f"{SINGLE}.part"
     safetensors.numpy.save_file(tensors, part, metadata={"format": "pt"})
     os.replace(part, folder / SINGLE)
-    for name, content in _json_files(dims, tokenizer, np.dtype(dtype).name).items():
+    files = _json_files(dims, tokenizer, np.dtype(dtype).name)
+    files["generation_config.json"] |= generation or {}
+    for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     for name in _TOKENIZER_FILES:
         if tokenizer.folder and (source := tokenizer.folder / name).is_file() and source.parent != folder:
             shutil.copyfile(source, folder / name)
+    if not (folder / "tokenizer.json").exists():  # of older folders: faster-whisper knows no other file
+        tokenizer.save(folder / "tokenizer.json")
 
 
 def _flatten(node: Mapping[str, Any], path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
