@@ -370,8 +370,9 @@ def test_a_person_has_a_recogniser_of_their_own(served, patch, tmp_path, sound, 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
 def test_the_page_runs_in_a_browser_under_its_policy(patch, tmp_path, monkeypatch):
     (tmp_path / "personalize" / "anna" / "params").mkdir(parents=True)
+    monkeypatch.setattr(engines.Engine, "warm_up", lambda self: iter([("out of memory", lambda: 1 / 0)]))
     for served in start(patch, f"--checkpoint={tmp_path}"):
-        monkeypatch.setattr(served.service, "state", {"status": "failed", "doing": ""})
+        until(lambda: served.service.state["status"] == "failed")  # noqa: B023
         chromium = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
         address = f"http://127.0.0.1:{served.port}/"
         done = subprocess.run([*chromium, "--virtual-time-budget=2000", "--dump-dom", address], capture_output=True,
