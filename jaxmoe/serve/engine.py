@@ -140,8 +140,13 @@ class Engine:
     def warm_up(self) -> Steps:
         """Compiles, by using them, the programs that requests will use: search and fallback for every length.
 
-        Longer texts and parts side by side (--cut_at_pauses) still compile programs when they first come.
+        The translator is first: its weights take longest. Longer texts and parts side by side (--cut_at_pauses) still
+        compile programs when they first come.
         """
+        if self.translator is not None and self.args.mt == "local":  # DeepL has nothing to compile, and is paid
+            for number, sentence in enumerate(SENTENCES, 1):
+                say = functools.partial(self.translator.translate, [sentence])
+                yield f"preparing the translator, {number} of {len(SENTENCES)}", say
         shots = sorted(SPEECH.parent.glob("*.opus"))[:16]
         speech = np.concatenate([load_audio(path) for path in shots])
         margin = getattr(self.system, "margin_s", 0.0)
@@ -152,7 +157,3 @@ class Engine:
             how = options.transcribe_options(self.args, temperatures=(t,))
             hear = functools.partial(self._transcribe, speech[:n], how, self.system, lambda: None)
             yield f"preparing the recogniser, {number} of {2 * len(tried)}", hear
-        if self.translator is not None and self.args.mt == "local":  # DeepL has nothing to compile, and is paid
-            for number, sentence in enumerate(SENTENCES, 1):
-                say = functools.partial(self.translator.translate, [sentence])
-                yield f"preparing the translator, {number} of {len(SENTENCES)}", say
