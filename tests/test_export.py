@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from jaxmoe import export
+from jaxmoe import export, stages
 from jaxmoe.checkpoint import save_params
 from jaxmoe.data import embeddings, prepared
 from jaxmoe.data.audio import N_SAMPLES, SAMPLE_RATE, load_audio, log_mel_spectrogram
@@ -72,6 +72,8 @@ def workdir(backbone, tmp_path_factory) -> Path:
     model = make_moe(dims, **fields)
     for phase, trained, seed in (("joint", model, 1), ("baseline", one_lora(model), 2)):
         save_params(folder / phase / "params", moved(trained.init(jax.random.key(0), base), seed))
+        record = {"phase": phase, "settings": stages.settings(config, phase), "done": True}
+        (folder / phase / "phase.json").write_text(json.dumps(record))
     return folder
 
 
@@ -89,8 +91,9 @@ def encoder_adapted(workdir, tmp_path) -> Path:
     folder = Path(shutil.copytree(workdir, tmp_path / "run"))
     run = read_run(folder)
     save_params(folder / "encoder" / "params", moved(offsets.init(run.model, run.base, rank=2), 3))
-    (folder / "joint" / "phase.json").write_text(json.dumps({"settings": {}, "done": True}))
-    (folder / "encoder" / "phase.json").write_text(json.dumps({"settings": {"encoder": {"rank": 2}}, "done": True}))
+    record = json.loads((folder / "joint" / "phase.json").read_text())
+    record["settings"]["encoder"] = {"rank": 2}
+    (folder / "encoder" / "phase.json").write_text(json.dumps(record))
     return folder
 
 
@@ -179,6 +182,7 @@ def test_an_encoder_that_is_adapted_is_merged_and_heard_with(encoder_adapted, tm
     if personal:
         run, speaker = read_run(encoder_adapted), "ann"
         save_params(personal_folder(encoder_adapted, speaker) / "params", moved(offsets.init(run.model, run.base), 4))
+        shutil.copy(encoder_adapted / "encoder" / "phase.json", encoder_adapted / "personalize")
         options += [f"--speaker={speaker}"]
     folder = exported(encoder_adapted, tmp_path / "out", *options)
     run = read_run(encoder_adapted, speaker)
@@ -245,7 +249,7 @@ def without(*phases: str):
 ERRORS = [
     (["--system=moe"], without("joint"), "has baseline/params and no joint/params; .* or take --system=lora"),
     (["--system=lora"], without("baseline"), "run --phase=baseline, or take --system=moe"),
-    ([], without("joint", "baseline"), "no trained run; expected config.json and joint/params or baseline/params"),
+    ([], without("joint", "baseline"), "no trained run; expected joint or baseline with params"),
     (["--gates=3"], None, "--gates=3: the run has experts 0 to 2; name one of them, or mean"),
     (["--speaker=bob"], None, "--speaker=bob: .* has no recording of up to 30 s; ids are those of corpus/metadata"),
     (["--speaker=ann", "--gates=1"], None, "nothing of theirs is left to use"),
