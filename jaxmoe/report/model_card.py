@@ -112,7 +112,9 @@ def export_card(workdir: Path, format_: str, said: str, gates: Sequence[float]) 
     backbone, embed = config["model"]["backbone"], config["embed"]
     rows = [row for split in prepared.splits(workdir) for row in prepared.open_metadata(workdir, split)]
     share = sum(row["simulated"] for row in rows) / max(len(rows), 1)
-    heard = f"with {embed['margin_s']:g} s of silence after them" if embed["context"] == "trimmed" else "padded to 30 s"
+    heard = "padded to 30 s, as other programs pad them"
+    if embed["context"] == "trimmed":
+        heard = f"with {embed['margin_s']:g} s of silence after them: in other programs' windows of 30 s it errs more"
     shown = f" Gates: {', '.join(f'{g:.3f}' for g in gates)}." if len(gates) else ""
     front = ["---", "language: [en]", f"library_name: {FOR[format_]}", "pipeline_tag: automatic-speech-recognition"]
     front += [f"base_model: {json.dumps(hub_name(backbone))}", "tags: [whisper, dysarthria]", "---"]
@@ -120,8 +122,8 @@ def export_card(workdir: Path, format_: str, said: str, gates: Sequence[float]) 
         "\n".join(front),
         f"# Whisper {Path(backbone).name} adapted to disordered speech, for {FOR[format_]}",
         f"{'Adapters over' if format_ == 'peft' else 'Merged into'} {hub_name(backbone)}: {said}.{shown}",
-        f"Trained on the corpus `{config['data']['corpus']}`, recordings {heard}, without timestamps: run it without"
-        " them, and leave out what holds no speech, where it invents sentences.",
+        f"Trained without timestamps on the corpus `{config['data']['corpus']}`, recordings {heard}. Give it speech"
+        " only: where there is none it invents sentences.",
         f"## Limits\n\n{_limits(share, 'English')}",
         f"Made by jaxmoe {jaxmoe.__version__} from a run of commit {record.get('git_commit') or 'unknown'}.",
     ]
