@@ -72,11 +72,14 @@ def news(config: ConfigDict, workdir: Path) -> str:
     """Whether the recordings have changed since they were prepared. What is gone may have been moved away on purpose,
     so nothing is done about it."""
     again = "--phase=prepare --force takes in what is there now, and --phase=all then trains anew."
+    place = Path(workdir) / "corpus" / "index.sqlite"
+    if not place.exists():
+        return ""
     try:
         found = fingerprint(_listed(config, workdir), _made_with(config))
     except (ValueError, OSError) as error:
         return f"the recordings cannot be listed any more ({error}); what was prepared is used."
-    known = Index(Path(workdir) / "corpus" / "index.sqlite").fingerprint
+    known = Index(place).fingerprint
     return "" if found == known else f"the recordings have changed since; what was prepared is used. {again}"
 
 

@@ -49,7 +49,7 @@ def whisper_params() -> dict:
         shape = tree.leaf_shapes(WHISPER)[path]
         shape = shape[1:] if "/blocks/" in path else shape
         narrow = tuple(96 if n == 192 else n for n in shape)
-        name = hf._theirs(path, layer).replace("model.encoder", "speech_encoder")
+        name = hf.tensor_name(path, layer).replace("model.encoder", "speech_encoder")
         array = golden.weight(name, narrow[::-1] if path.endswith("kernel") else narrow)
         array = array.T if path.endswith("kernel") else array
         return np.pad(array, [(0, m - n) for m, n in zip(shape, narrow, strict=True)])

@@ -1,5 +1,7 @@
 """German for utterances without, and what becomes of it."""
 
+import json
+
 import pytest
 
 from configs import quickstart
@@ -20,7 +22,8 @@ def setting(tmp_path, monkeypatch):
     corpus.write(tmp_path / "run", train=TRAIN, evaluation=EVALUATION)
     config = quickstart.get_config()
     config.references.engine, config.mt.acknowledge_privacy = "deepl", True
-    (tmp_path / "run" / "corpus" / "phase.json").write_text('{"done": true, "fingerprint": "-", "settings": {}}')
+    record = {"done": True, "fingerprint": stages.fingerprint(config, "prepare"), "settings": {}}
+    (tmp_path / "run" / "corpus" / "phase.json").write_text(json.dumps(record))
     with serve() as (url, account):
         monkeypatch.setenv("DEEPL_SERVER_URL", url)
         yield config, tmp_path / "run", account

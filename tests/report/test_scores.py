@@ -29,7 +29,7 @@ def test_sap_scores_the_annotation_and_whisper_the_text(tmp_path: Path, monkeypa
         file.write_text(file.read_text().replace(trees.SENTENCES[0], ANNOTATED).replace(trees.SENTENCES[2], ANNOTATED))
     config = config_for(tmp_path / "2025-11-02", corpus="sap")
     config.sap = {"disfluencies": False}
-    config.model = {"backbone": "b", "second": "s"}
+    config.model, config.salmonn = {"backbone": "b", "second": "s"}, {"llm": "", "weights": ""}
     workdir = tmp_path / "run"
     prepare.run(config, workdir)
     row = System("all", "All", "asr+mt", Part(f"{__name__}:hear_all"), None)
