@@ -26,7 +26,7 @@ formats:
   hf           a whole Whisper with the adapters merged into it, for transformers: WhisperForConditionalGeneration and
                WhisperProcessor load the folder without network
   peft         the adapters alone, for peft.PeftModel over openai/whisper-...; not where the encoder is adapted too
-  ctranslate2  the whole Whisper for faster-whisper; needs pip install 'jaxmoe[export]'
+  ctranslate2  the whole Whisper for faster-whisper; needs pip install -e '.[export]'
 
 gates:
   A gate that chooses experts for each utterance does not fit into one Whisper, so the export fixes what it says: at its

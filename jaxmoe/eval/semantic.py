@@ -74,7 +74,7 @@ def semscore(model: str, segments: Sequence[Segment]) -> list[float]:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise NotRun("SemScore needs sentence-transformers: pip install 'jaxmoe[semscore]'") from error
+        raise NotRun("SemScore needs sentence-transformers: pip install -e '.[semscore]'") from error
     try:
         encoder = SentenceTransformer(model, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as error:

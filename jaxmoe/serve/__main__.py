@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
     if missing:
         install = ".venv/bin/python -m pip install -e '.[serve]'"
         raise ValueError(f"the server needs {', '.join(missing)}, not installed here; install: {install}")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # of which names of languages are taken, no models
     from jaxmoe.serve.guard import LOOPBACK, is_loopback
 
     key, local = _key(args), is_loopback(args.host)

@@ -197,9 +197,8 @@ def _check_projection(path: Path, weights: dict[str, np.ndarray]) -> None:
 def check_converter() -> None:
     """Raises ModuleNotFoundError, with what to do, unless `convert` can run."""
     if missing := [name for name in ("torch", "ctranslate2") if importlib.util.find_spec(name) is None]:
-        raise ModuleNotFoundError(
-            f"--format=ctranslate2 needs {' and '.join(missing)}, which is not installed: pip install 'jaxmoe[export]'"
-        )
+        install = ".venv/bin/python -m pip install -e '.[export]'"
+        raise ModuleNotFoundError(f"--format=ctranslate2 needs {' and '.join(missing)}, not installed here: {install}")
 
 
 def convert(source: Path, folder: Path, quantization: str) -> None:
