@@ -12,7 +12,6 @@ killed goes on where it stopped, and a new variant costs only itself. Writes
 Seeds draw voices, speakers, channels, initial parameters and batches; figures pool the utterances of all seeds.
 """
 
-import argparse
 import json
 import os
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from jaxmoe import stages
+from jaxmoe import options, stages
 from jaxmoe.eval.ablation import Variant, row, table
 
 TRAINS = {
@@ -85,7 +84,7 @@ def run_variant(base: ConfigDict, variant: Variant, seed: int, root: Path, workd
 
 
 def main() -> None:
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = options.command("ablate", __doc__)
     p.add_argument("--config", type=Path, required=True, help="configs/ablations/NAME.py")
     p.add_argument("--workdir", type=Path, help="(default: checkpoints/ablations/NAME)")
     p.add_argument("--only", default="", help="variants, with commas between (default: all)")

@@ -13,6 +13,8 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING, Any
 
+from jaxmoe import options
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -48,12 +50,7 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    p = argparse.ArgumentParser(
-        prog="python -m jaxmoe.export",
-        description="Exports what a run has trained for transformers, PEFT or faster-whisper.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = options.command("export", "Exports what a run has trained for transformers, PEFT or faster-whisper.", EPILOG)
     add = p.add_argument
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="a run's workdir")
     add("--format", choices=FORMATS, required=True, help="for which tool")
@@ -222,7 +219,8 @@ def write(args: argparse.Namespace, trained: "Run", fixed: Fixed) -> str:
     try:
         part.mkdir()
         fill(part, args, trained, fixed)
-        (part / "README.md").write_text(export_card(args.checkpoint, args.format, said, fixed.gates[0]), "utf-8")
+        card = export_card(args.checkpoint, trained.settings, args.format, said, fixed.gates[0])
+        (part / "README.md").write_text(card, "utf-8")
         for file in part.iterdir():  # safetensors lets nobody else read what it writes
             shutil.copymode(part / "README.md", file)
         if target.exists():

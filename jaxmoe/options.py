@@ -1,4 +1,5 @@
-"""What the commands transcribe and serve share: their options of recognition and translation, and what these make.
+"""What commands share: their parser; of transcribe and serve, options of recognition and translation, and what these
+make.
 
 Start-up counts here: JAX and all that needs it are imported where something is made.
 """
@@ -15,6 +16,14 @@ if TYPE_CHECKING:
     from jaxmoe.windows import TranscribeOptions
 
 MT_MODEL = "qwen2.5-coder-1.5b-instruct"
+
+
+def command(name: str, description: str | None, epilog: str = "") -> argparse.ArgumentParser:
+    """The parser of `python -m jaxmoe.<name>`; its texts are shown as they are written."""
+    layout = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(
+        prog=f"python -m jaxmoe.{name}", description=description, epilog=epilog, formatter_class=layout
+    )
 
 
 class Group(Protocol):
@@ -154,9 +163,10 @@ def _local_model(args: argparse.Namespace) -> tuple[str, Path | None]:
     """The local translator's model and adapters: those of the run, unless --mt_model names another."""
     from jaxmoe.mt.local import ADAPTERS
 
-    if args.checkpoint is None:
+    record = args.checkpoint and args.checkpoint / "config.json"
+    if not record or not record.exists():
         return args.mt_model or MT_MODEL, None
-    model = json.loads((args.checkpoint / "config.json").read_text("utf-8"))["config"]["mt"]["model"]
+    model = json.loads(record.read_text("utf-8"))["config"]["mt"]["model"]
     if args.mt_model not in (None, model):
         return args.mt_model, None
     adapters = args.checkpoint / "mt" / ADAPTERS

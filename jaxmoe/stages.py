@@ -162,10 +162,10 @@ def check(config: ConfigDict, workdir: Path, name: str) -> None:
                 f"run it first, or --phase=all for everything."
             )
         if not is_done(config, workdir, need):
+            other = _changes(record, settings(config, need)) or "made from other recordings"
             raise ValueError(
-                f"--phase={name} needs --phase={need}, but what {workdir} has of it is of other settings or recordings "
-                f"({_changes(record, settings(config, need))}); give the same settings again, or run --phase={need} "
-                "first, or --phase=all for everything."
+                f"--phase={name} needs --phase={need}, but what {workdir} has of it is another: {other}; give the same "
+                f"settings again, or run --phase={need} first, or --phase=all for everything."
             )
 
 
@@ -191,7 +191,8 @@ def run(config: ConfigDict, workdir: Path, name: str, force: bool = False) -> No
     record = _record(workdir, name)
     if record and (force or (not incremental and _is_other(config, workdir, name, record))):
         aside = folder.with_name(folder.name + ".previous")
-        print(f"{name}: {_changes(record, settings(config, name))}; what was there is moved to {aside}")
+        why = _changes(record, settings(config, name)) or ("--force" if force else "what it is made from has changed")
+        print(f"{name}: {why}; what was there is moved to {aside}")
         shutil.rmtree(aside, ignore_errors=True)
         folder.rename(aside)
     mine, inputs = fingerprint(config, name), _inputs(config, workdir, name)
@@ -209,7 +210,7 @@ def _tell_news(config: ConfigDict, workdir: Path, name: str) -> None:
 
 
 def _changes(record: dict, now: dict[str, object]) -> str:
-    """What differs between a recorded phase's settings and today's, for people."""
+    """What differs between a recorded phase's settings and today's, for people; "" for nothing."""
 
     def flat(tree: object, prefix: str) -> dict[str, object]:
         if isinstance(tree, dict):
@@ -219,7 +220,7 @@ def _changes(record: dict, now: dict[str, object]) -> str:
     now = json.loads(json.dumps(now, default=str))
     old, new = flat(record["settings"], "config"), flat(now, "config")
     changed = [f"{k} {old.get(k)} -> {new.get(k)}" for k in sorted(old | new) if old.get(k) != new.get(k)]
-    return "changed: " + ", ".join(changed) if changed else "made again"
+    return "changed: " + ", ".join(changed) if changed else ""
 
 
 def run_all(config: ConfigDict, workdir: Path, force: bool = False) -> None:

@@ -7,7 +7,6 @@ text, its German where there is one, seconds, doubts. Corrected, it is a manifes
 --config.data.corpus=manifest --config.data.path=OUT/transcripts.csv.
 """
 
-import argparse
 from collections.abc import Iterator
 import csv
 import io
@@ -15,6 +14,7 @@ import json
 from pathlib import Path
 import sys
 
+from jaxmoe import options
 from jaxmoe.writers import write_atomically
 
 COLUMNS = ("path", "text", "translation", "seconds", "doubts")
@@ -47,9 +47,7 @@ def rows(folder: Path) -> Iterator[dict[str, str]]:
 
 def main(argv: list[str] | None = None) -> int:
     """The command; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m jaxmoe.table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = options.command("table", __doc__)
     parser.add_argument("folder", type=Path, metavar="OUT")
     parser.add_argument("--output", type=Path, help="(default: OUT/transcripts.csv)")
     parser.add_argument("--force", action="store_true", help="replace a table that is there, corrections too")

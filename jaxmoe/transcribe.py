@@ -41,12 +41,8 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    p = argparse.ArgumentParser(
-        prog="python -m jaxmoe.transcribe",
-        description="Transcribes English speech, also of people with a speech disorder, and translates it into German.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Transcribes English speech, also of people with a speech disorder, and translates it into German."
+    p = options.command("transcribe", about, EPILOG)
     _add_files(p.add_argument_group("files"))
     options.add_recognition(p.add_argument_group("recognition"))
     options.add_translation(p.add_argument_group("translation"), "also write a translation")

@@ -85,7 +85,7 @@ def test_other_recordings_make_all_after_them_again(traced, tmp_path, monkeypatc
     results["prepare"] = "b"
     stages.run(config, tmp_path, "prepare", force=True)
     traced.clear()
-    with pytest.raises(ValueError, match=r"needs --phase=embed, but what .* is of other settings or recordings"):
+    with pytest.raises(ValueError, match=r"needs --phase=embed, but what .* is another: made from other recordings"):
         stages.run(config, tmp_path, "cluster")
     stages.run_all(config, tmp_path)
     assert traced == wanted[1:] and (tmp_path / "joint.previous" / "params").read_text() == "old"

@@ -1,6 +1,5 @@
-"""The command: windows, flags, file names, formats, bad files, several recordings at once."""
+"""Recordings to text: windows, flags, the command, bad files, several recordings at once."""
 
-import dataclasses
 from itertools import pairwise
 import json
 import os
@@ -11,65 +10,18 @@ import numpy as np
 import pytest
 import soundfile
 
-from jaxmoe import mt, options, segments, transcribe, transcription, windows, writers
+from jaxmoe import mt, options, transcribe, transcription, windows, writers
 from jaxmoe.data.audio import SAMPLE_RATE, AudioError, load_audio, pauses
 from jaxmoe.model import lora
 from jaxmoe.model.moe import make_moe
 from jaxmoe.mt import local, prompt
-from jaxmoe.segments import Segment, Transcript, repeats, split
 from jaxmoe.system import Adapted, Recogniser, load_system
 from jaxmoe.windows import TranscribeOptions
-from jaxmoe.writers import Cue, output_stems
 from tests.model import tiny_llm
 from tests.model.checkpoints import real_weights
 
 JFK = Path(__file__).parent / "data" / "jfk.flac"
 SAID = "And so my fellow Americans ask not what your country can do for you ask what you can do for your country"
-
-
-@dataclasses.dataclass(frozen=True)
-class Ids:
-    timestamp_begin: int = 1000
-
-
-def stamp(seconds: float) -> int:
-    return 1000 + round(seconds / 0.02)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "content", "pieces", "step"),
-    [
-        # One segment that ends: no speech follows, so the whole window is done.
-        ([stamp(0), 1, 2, stamp(4)], 3000, [(0.0, 4.0)], 3000),
-        # A pair, then an unfinished segment: it starts the next window.
-        ([stamp(0), 1, stamp(4), stamp(4), 2], 3000, [(0.0, 4.0)], 400),
-        ([stamp(1), 1, stamp(4), stamp(5), 2, stamp(9)], 3000, [(1.0, 4.0), (5.0, 9.0)], 3000),
-        # No timestamp, or only the first: all of the window.
-        ([1, 2, 3], 3000, [(0.0, 30.0)], 3000),
-        ([stamp(2), 1, 2], 1200, [(2.0, 12.0)], 1200),
-        # Times past the sound are cut; what follows a pair at or past the end is kept, since no window comes after.
-        ([stamp(0), 1, stamp(29)], 1000, [(0.0, 10.0)], 1000),
-        ([stamp(0), 1, stamp(10), stamp(10), 2], 1000, [(0.0, 10.0), (10.0, 10.0)], 1000),
-        # A pair that would move on by less than a second would crawl: the window is taken whole.
-        ([stamp(0), 1, stamp(0.04), stamp(0.04), 2], 3000, [(0.0, 0.04), (0.04, 30.0)], 3000),
-        ([], 3000, [], 3000),
-    ],
-)
-def test_windows_are_cut_at_pairs_of_timestamps(tokens, content, pieces, step):
-    found, moved = split(tokens, Ids(), content)
-    assert [(round(start, 6), round(end, 6)) for start, end, _ in found] == pieces
-    assert moved == step
-    if step == content:  # nothing that was decoded is dropped
-        assert [t for _, _, piece in found for t in piece] == tokens
-
-
-def test_loops_are_told_from_sentences():
-    assert repeats("I want to go " * 4)
-    assert repeats("no " * 8)
-    assert repeats("so we went home " + "thank you. " * 5)
-    assert not repeats("no no no no")  # emphasis, or a stutter
-    assert not repeats("I I I w want the b book about a dog and a cat and a dog and a bird")
-    assert not repeats("")
 
 
 def test_silence_needs_no_second_guess():
@@ -91,56 +43,6 @@ def test_temperatures_reach_one():
     assert options.temperatures(0.0, 0.2) == (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
     assert options.temperatures(0.5, 0.0) == (0.5,)
     assert options.temperatures(1.5, 0.2) == (1.5,)
-
-
-def stems(*paths: str, suffixes=(".txt", ".json"), below=""):
-    return [p.as_posix() for p in output_stems([(Path("/" + p), Path(below)) for p in paths], suffixes)]
-
-
-def test_no_two_inputs_share_an_output():
-    assert stems("a/clip.wav", "a/other.wav") == ["clip", "other"]
-    assert stems("a/clip.wav", below="sub") == ["sub/clip"]
-    assert stems("a/clip.wav", "a/clip.mp3", "a/x.wav") == ["clip.wav", "clip.mp3", "x"]
-    assert stems("a/clip.wav", "b/clip.wav") == ["a/clip", "b/clip"]
-    assert stems("x/a/clip.wav", "y/a/clip.wav") == ["x/a/clip", "y/a/clip"]
-    assert stems("a/Clip.wav", "a/clip.mp3") == ["Clip.wav", "clip.mp3"]
-    german = [".txt", ".de.txt"]
-    assert stems("a/clip.wav", "a/clip.de.wav", suffixes=german) == ["clip.wav", "clip.de.wav"]
-    many = [f"{d}/{s}.{e}" for d in ("a", "b", "a/b") for s in ("clip", "clip.de", "clip.wav") for e in ("wav", "mp3")]
-    outputs = [f"{stem}{suffix}".lower() for stem in stems(*many, suffixes=german) for suffix in german]
-    assert len(set(outputs)) == len(outputs) == 36
-
-
-def segment(start: float, end: float, text: str, flags=()) -> Segment:
-    return Segment(start, end, text, [1], 0, 0.0, -0.2, 1.0, 0.01, list(flags))
-
-
-def test_formats_are_those_of_openai():
-    cues = [Cue(0.0, 2.5, "Hello."), Cue(3661.25, 3662.0, "a --> b")]
-    assert writers.to_txt(cues) == "Hello.\na --> b\n"
-    assert writers.to_srt(cues) == (
-        "1\n00:00:00,000 --> 00:00:02,500\nHello.\n\n2\n01:01:01,250 --> 01:01:02,000\na -> b\n\n"
-    )
-    assert writers.to_vtt(cues) == (
-        "WEBVTT\n\n00:00.000 --> 00:02.500\nHello.\n\n01:01:01.250 --> 01:01:02.000\na -> b\n\n"
-    )
-
-
-def test_translation_gets_whole_sentences():
-    parts = [segment(0, 2, " We went to"), segment(2, 3, " the shop."), segment(4, 5, " Then home.")]
-    cues = writers.sentences(Transcript("", parts, "en", 5.0, []))
-    assert cues == [Cue(0, 3, "We went to the shop."), Cue(4, 5, "Then home.")]
-    long = [segment(20 * i, 20 * i + 20, f" part {i}") for i in range(3)]
-    assert len(writers.sentences(Transcript("", long, "en", 60.0, []))) == 3  # a cue is not minutes long
-
-
-def test_writes_are_whole_or_nothing(tmp_path):
-    path = tmp_path / "new" / "clip.txt"
-    writers.write_atomically(path, "äöü\n")
-    with pytest.raises(UnicodeEncodeError):
-        writers.write_atomically(path, "broken \ud800")
-    assert path.read_text("utf-8") == "äöü\n"
-    assert [p.name for p in path.parent.iterdir()] == ["clip.txt"]
 
 
 @pytest.fixture(scope="module")
@@ -401,8 +303,3 @@ def test_an_interruption_leaves_what_is_done(system, tmp_path, monkeypatch):
     files = [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
     assert transcribe.main([*files, "-o", str(out), "--beam_size=1", "--batch_size=1", "-q", "-f", "txt"]) == 130
     assert [p.name for p in out.iterdir()] == ["a.txt"]
-
-
-def test_ratio_of_repetition_is_openais():
-    assert segments.compression_ratio("Hello world. " * 20) > 2.4 > segments.compression_ratio(SAID)
-    assert segments.compression_ratio("") == 0.0

@@ -85,8 +85,8 @@ class System:
     """One row of the table.
 
     `title` is a template over {v2}, {v3} (the run's two backbones), {mt} (its translator) and {llm} (SALMONN's language
-    model). A system of kind "mt" has
-    no recogniser: it translates the reference transcripts; one of kind "e2e" has no translator.
+    model). A system of kind "mt" has no recogniser: it translates the reference transcripts; one of kind "e2e" has no
+    translator.
     """
 
     key: str

@@ -72,13 +72,20 @@ class LocalTranslator:
         return [Translation(" ".join(next(said) for _ in text), self.model) for text in texts]
 
     def _parts(self, text: str) -> list[str]:
-        """The text, in halves of halves until each fits, cut at the end of a sentence or else between words."""
-        if len(self.network.source(text)) <= self.network.longest:
+        """The text, in halves of halves until each fits, cut at the end of a sentence or else between words.
+
+        Raises:
+            ValueError: nothing fits beside the prompt.
+        """
+        text, most = text.strip(), self.network.longest
+        if len(self.network.source(text)) <= most:
             return [text]
+        if len(text) < 2:
+            raise ValueError(f"{self.name}: the prompt alone takes more than the {most} tokens that fit; take another.")
         middle = len(text) / 2
-        ends = [m.end() for m in SENTENCE_END.finditer(text)] or [m.end() for m in re.finditer(r"\s+", text.strip())]
+        ends = [m.end() for m in SENTENCE_END.finditer(text)] or [m.end() for m in re.finditer(r"\s+", text)]
         cut = min(ends or [int(middle)], key=lambda end: abs(end - middle))
-        return [*self._parts(text[:cut].strip()), *self._parts(text[cut:].strip())]
+        return [*self._parts(text[:cut]), *self._parts(text[cut:])]
 
     def _translate(self, batch: Sequence[str]) -> list[str]:
         sources = [self.network.source(text) for text in batch]

@@ -13,6 +13,7 @@ A run that was killed goes on at the first shard that is not finished. Other opt
 """
 
 from collections.abc import Iterator
+import contextlib
 from dataclasses import asdict
 import json
 import os
@@ -39,14 +40,12 @@ def run(config: ConfigDict, workdir: Path) -> str:
     c, folder = config.data, Path(workdir) / "corpus"
     limits = Limits(**config.quality)
     if (folder / "index.sqlite").exists():
-        index = Index(folder / "index.sqlite")
-        if index.fingerprint != fingerprint(_listed(config, workdir), _made_with(config)):
+        if _stored(folder) != _current(config, workdir):
             print(f"{folder} was made from other recordings or options; it is made again.")
-            index.close()
             _clear(folder)
         elif (folder / "summary.json").exists():
             print(f"{folder} is up to date; nothing to do.")
-            return index.fingerprint
+            return _stored(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "index.sqlite").exists():
         Index.create(
@@ -65,22 +64,32 @@ def run(config: ConfigDict, workdir: Path) -> str:
     os.replace(temporary, folder / "summary.json")
     shutil.rmtree(folder / "shards")
     print_summary(summary, folder)
-    return Index(folder / "index.sqlite").fingerprint
+    return _stored(folder)
+
+
+def _stored(folder: Path) -> str:
+    """What stands for the recordings and options that are indexed in a folder."""
+    with contextlib.closing(Index(folder / "index.sqlite")) as index:
+        return index.fingerprint
+
+
+def _current(config: ConfigDict, workdir: Path) -> str:
+    """The same of what the corpus lists now."""
+    return fingerprint(_listed(config, workdir), _made_with(config))
 
 
 def news(config: ConfigDict, workdir: Path) -> str:
     """Whether the recordings have changed since they were prepared. What is gone may have been moved away on purpose,
     so nothing is done about it."""
     again = "--phase=prepare --force takes in what is there now, and --phase=all then trains anew."
-    place = Path(workdir) / "corpus" / "index.sqlite"
-    if not place.exists():
+    folder = Path(workdir) / "corpus"
+    if not (folder / "index.sqlite").exists():
         return ""
     try:
-        found = fingerprint(_listed(config, workdir), _made_with(config))
+        same = _current(config, workdir) == _stored(folder)
     except (ValueError, OSError) as error:
         return f"the recordings cannot be listed any more ({error}); what was prepared is used."
-    known = Index(place).fingerprint
-    return "" if found == known else f"the recordings have changed since; what was prepared is used. {again}"
+    return "" if same else f"the recordings have changed since; what was prepared is used. {again}"
 
 
 def _listed(config: ConfigDict, workdir: Path) -> Iterator[tuple[Recording | Refused, str]]:

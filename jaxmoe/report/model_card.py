@@ -105,11 +105,14 @@ def _reproduction(metrics: dict[str, Any]) -> str:
 FOR = {"hf": "transformers", "peft": "peft", "ctranslate2": "ctranslate2"}  # format of an export: its library
 
 
-def export_card(workdir: Path, format_: str, said: str, gates: Sequence[float]) -> str:
-    """The card of what jaxmoe.export writes. `said`: what was exported and what is given up by it."""
-    record = read_json(workdir / "config.json")
-    config = record["config"]
-    backbone, embed = config["model"]["backbone"], config["embed"]
+def export_card(
+    workdir: Path, settings: dict[str, Any], format_: str, said: str, gates: Sequence[float]
+) -> str:
+    """The card of what jaxmoe.export writes. settings: of what was trained (system.Run); said: what was exported and
+    what is given up by it."""
+    path = workdir / "config.json"
+    commit = read_json(path).get("git_commit") if path.exists() else None
+    backbone, embed = settings["model"]["backbone"], settings["embed"]
     rows = [row for split in prepared.splits(workdir) for row in prepared.open_metadata(workdir, split)]
     share = sum(row["simulated"] for row in rows) / max(len(rows), 1)
     heard = "padded to 30 s, as other programs pad them"
@@ -122,9 +125,9 @@ def export_card(workdir: Path, format_: str, said: str, gates: Sequence[float]) 
         "\n".join(front),
         f"# Whisper {Path(backbone).name} adapted to disordered speech, for {FOR[format_]}",
         f"{'Adapters over' if format_ == 'peft' else 'Merged into'} {hub_name(backbone)}: {said}.{shown}",
-        f"Trained without timestamps on the corpus `{config['data']['corpus']}`, recordings {heard}. Give it speech"
+        f"Trained without timestamps on the corpus `{settings['data']['corpus']}`, recordings {heard}. Give it speech"
         " only: where there is none it invents sentences.",
         f"## Limits\n\n{_limits(share, 'English')}",
-        f"Made by jaxmoe {jaxmoe.__version__} from a run of commit {record.get('git_commit') or 'unknown'}.",
+        f"Made by jaxmoe {jaxmoe.__version__} from a run of commit {commit or 'unknown'}.",
     ]
     return "\n\n".join(parts) + "\n"

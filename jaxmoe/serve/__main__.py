@@ -37,13 +37,8 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """The command's options."""
-    p = argparse.ArgumentParser(
-        prog="python -m jaxmoe.serve",
-        description="Serves transcription of English speech, also of people with a speech disorder, and its German\n"
-        "to browsers and to clients of OpenAI's audio API.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    about = "Serves transcription of English speech, also of people with a speech disorder, and its German\n"
+    p = options.command("serve", about + "to browsers and to clients of OpenAI's audio API.", EPILOG)
     add = p.add_argument_group("server").add_argument
     add("--host", metavar="ADDRESS", default="127.0.0.1", help="(default: %(default)s, for this machine alone)")
     add("--port", metavar="N", type=_port, default=8000, help="(default: %(default)s; 0: any that is free)")

@@ -143,12 +143,15 @@ def test_too_long_a_text_is_translated_in_parts(path):
     assert len(parts) > 1 and "".join(parts).replace(" ", "") == (sentence * 6).replace(" ", "")
     assert all(part.endswith("jumps.") for part in parts)
     assert all(len(engine.network.source(part)) <= engine.network.longest for part in parts)
-    words = engine._parts("fox " * 3000)
+    words = engine._parts("    " + "fox " * 3000)
     assert len(words) > 1 and " ".join(words).split() == ["fox"] * 3000
     monotone = ["fox jumps. dog"]
     engine.network.longest = len(engine.network.source("fox jumps."))
     (whole,) = (x.text for x in engine.run(monotone))
     assert whole == " ".join(x.text for x in engine.run(["fox jumps.", "dog"]))
+    engine.network.longest = 1
+    with pytest.raises(ValueError, match="the prompt alone takes more than the 1 tokens"):
+        engine.run(["fox"])
 
 
 def test_signature_tells_weights_and_prompt_apart(made, path, tmp_path, monkeypatch):
