@@ -23,6 +23,7 @@ ORACLE = {"cluster.method": "etiology", "model.routing": "given"}
 EQUAL_RANKS = {"model.rank": 8, "model.shared_rank": 8, "model.alpha": 16.0}
 PRIVATE = {"model.rank": 9, "model.shared_rank": 0, "model.alpha": 18.0}
 ONE_ENCODER = {"model.num_experts": 1, "model.rank": 40, "model.alpha": 80.0, "model.top_k": 1, "encoder.steps": 80}
+LONG = {"encoder.steps": 320}
 
 VARIANTS = {
     "lora": Variant("one LoRA, as many parameters as the mixture (rank 88)", system="lora"),
@@ -35,8 +36,9 @@ VARIANTS = {
     "top1": Variant("one expert an utterance", {"model.top_k": 1}, against="moe"),
     "kmeans": Variant("k-means instead of HDBSCAN", {"cluster.method": "kmeans"}, against="moe"),
     "encoder": Variant("mixture, encoder adapted too", {"encoder.steps": 80}, "moe-encoder", "moe"),
-    "encoder-long": Variant("the same for 320 steps", {"encoder.steps": 320}, "moe-encoder", "encoder"),
+    "encoder-long": Variant("the same for 320 steps", LONG, "moe-encoder", "encoder"),
     "one-encoder": Variant("one LoRA, encoder adapted too", ONE_ENCODER, "moe-encoder", "encoder"),
+    "one-encoder-long": Variant("the same for 320 steps", ONE_ENCODER | LONG, "moe-encoder", "encoder-long"),
     "biases": Variant("the same by its biases alone", {"encoder.steps": 80, "encoder.rank": 0}, "moe-encoder", "moe"),
     "oracle": Variant("routed by the true etiology", ORACLE, against="moe"),
     "random": Variant("routed at random, by speaker", RANDOM, against="moe"),
