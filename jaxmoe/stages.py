@@ -59,7 +59,7 @@ PHASES: dict[str, Phase] = {
     ),
     "baseline": Phase("baseline", ("embed",), ("baseline", "model", "reweight"), wanted="baseline.steps"),
     "mt": Phase("mt", ("prepare", "references"), ("mt_tuning", "mt.model"), wanted="mt_tuning.steps"),
-    "cascade": Phase("cascade", ("joint", "references"), ("cascade", "mt"), wanted="cascade.steps"),
+    "cascade": Phase("cascade", ("joint", "encoder", "references"), ("cascade", "mt"), wanted="cascade.steps"),
     "salmonn": Phase("salmonn", ("embed", "references"), ("salmonn", "model.dtype"), wanted="salmonn.steps"),
     "evaluate": Phase(
         "eval",

@@ -223,10 +223,16 @@ def follows(workdir: Path, later: str, earlier: str) -> bool:
     return same and mine.get("inputs", {}).get(earlier, made) == made
 
 
-def encoder_rank(workdir: Path) -> int | None:
-    """The rank of the LoRA in WORKDIR/encoder; None where that was not done for the mixture that is there."""
-    found = follows(workdir, "encoder", "joint")
-    return _record(workdir, "encoder")["settings"]["encoder"]["rank"] if found else None
+def encoder_rank(workdir: Path, phase: str = "encoder") -> int | None:
+    """The rank of the encoder's LoRA that a phase has trained, `encoder` or after it `cascade`; None where that was not
+    done for the mixture that is there."""
+    settings = _record(workdir, phase)["settings"] if follows(workdir, phase, "joint") else {}
+    return settings["encoder"]["rank"] if "encoder" in settings else None
+
+
+def behind_encoder(workdir: Path, phase: str) -> bool:
+    """Whether a phase went on from the adapted encoder."""
+    return "encoder" in _record(workdir, phase).get("settings", {})
 
 
 def moved(folder: Path, model: MoEWhisper, params: Any, base: Any, rank: int = 0) -> tuple[Any, Any]:
@@ -300,7 +306,7 @@ def _personal_start(workdir: Path, speaker: str) -> str:
         raise ValueError(
             f"--speaker={speaker}: {workdir} is adapted to {known}; run --phase=personalize for this speaker."
         )
-    start = "encoder" if "encoder" in _record(workdir, "personalize").get("settings", {}) else "joint"
+    start = "encoder" if behind_encoder(workdir, "personalize") else "joint"
     if not follows(workdir, "personalize", start) or (start == "encoder" and encoder_rank(workdir) is None):
         raise ValueError(
             f"--speaker={speaker}: {folder} was adapted from another model than {workdir / start} holds; run "

@@ -14,7 +14,7 @@ from jaxmoe.checkpoint import load_params
 from jaxmoe.data.embeddings import Embeddings
 from jaxmoe.eval.systems import Clip, NotRun, Part
 from jaxmoe.model.moe import one_lora
-from jaxmoe.system import Adapted, Recogniser, encoder_rank, moved
+from jaxmoe.system import Adapted, Recogniser, behind_encoder, encoder_rank, moved
 from jaxmoe.train.setup import Backbone, embeddings_folder, load_backbone, load_posterior
 from jaxmoe.transcription import transcribe
 from jaxmoe.windows import TranscribeOptions, decode_latents
@@ -55,15 +55,28 @@ def encoder_adapted(config: ConfigDict, workdir: Path, part: Part, clips: Sequen
 
     Raises: NotRun where that phase was for another mixture.
     """
-    if (rank := encoder_rank(workdir)) is None:
-        raise NotRun("the encoder was adapted for another mixture; run --phase=encoder again")
-    _, model = _adapted(config, workdir, "joint", rank)
-    yield from from_audio(model, clips, _options(config))
+    yield from _behind(config, workdir, "encoder", "encoder", clips)
 
 
 def retrained(config: ConfigDict, workdir: Path, part: Part, clips: Sequence[Clip]) -> Iterator[list[Row]]:
-    """The mixture after cascade's mode `risk`. Raises: NotRun."""
-    yield from adapted(config, workdir, _mode(workdir, part, "risk"), clips)
+    """What cascade's mode `risk` trained: the mixture or, where it went on from phase `encoder`, the encoder before it.
+
+    Raises: NotRun.
+    """
+    part = _mode(workdir, part, "risk")
+    if behind_encoder(workdir, "cascade"):
+        yield from _behind(config, workdir, "cascade", part.reads[0], clips)
+    else:
+        yield from adapted(config, workdir, part, clips)
+
+
+def _behind(
+    config: ConfigDict, workdir: Path, phase: str, folder: str, clips: Sequence[Clip]
+) -> Iterator[list[Row]]:
+    if (rank := encoder_rank(workdir, phase)) is None:
+        raise NotRun(f"the encoder was adapted for another mixture; run --phase={phase} again")
+    _, model = _adapted(config, workdir, "joint", (folder, rank))
+    yield from from_audio(model, clips, _options(config))
 
 
 def distilled(config: ConfigDict, workdir: Path, part: Part, clips: Sequence[Clip]) -> Iterator[list[Row]]:
@@ -79,14 +92,17 @@ def _mode(workdir: Path, part: Part, mode: str) -> Part:
     return dataclasses.replace(part, reads=(folder, *part.reads[1:]))
 
 
-def _adapted(config: ConfigDict, workdir: Path, phase: str, encoder: int | None = None) -> tuple[Backbone, Adapted]:
+def _adapted(
+    config: ConfigDict, workdir: Path, phase: str, encoder: tuple[str, int] | None = None
+) -> tuple[Backbone, Adapted]:
+    """The backbone with the adapters of a phase; encoder: the folder of what moves its encoder too, and its rank."""
     backbone = load_backbone(config)
     model = one_lora(backbone.model, config.baseline.rank) if phase == "baseline" else backbone.model
     like = jax.eval_shape(model.init, jax.random.key(0), backbone.base)
     params = load_params(workdir / phase / "params", like)
     base = backbone.base
-    if encoder is not None:  # its LoRA's rank
-        params, base = moved(workdir / "encoder", model, params, base, encoder)
+    if encoder is not None:
+        params, base = moved(workdir / encoder[0], model, params, base, encoder[1])
     made = {name: config.embed[name] for name in ("context", "margin_s")}
     return backbone, Adapted(phase, model, base, backbone.tokenizer, params, **made)
 

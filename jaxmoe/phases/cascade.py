@@ -1,6 +1,7 @@
 """Trains the mixture for its translation: with the translator in the loop (risk), or to say German itself (distill).
 
-Reads   WORKDIR/embeddings, WORKDIR/joint/params; the translator of config.mt
+Reads   WORKDIR/embeddings, WORKDIR/joint/params; the translator of config.mt; where the configuration has phase
+        `encoder`, WORKDIR/encoder/params and the audio in WORKDIR/corpus
 Writes  WORKDIR/cascade/<mode>/  checkpoints, metrics.jsonl, params
 
 risk     L = E_{y ~ P^}[1 - score(MT(y), reference)] - baseline + ce * CE(transcript), y the N-best of the model as it
@@ -9,11 +10,15 @@ risk     L = E_{y ~ P^}[1 - score(MT(y), reference)] - baseline + ce * CE(transc
 distill  L = CE(German | <|de|>): a multilingual decoder learns to answer English speech with German, from the
          references or from what the translator makes of the transcripts.
 Both keep the joint phase's balance of the gate.
+
+Trained is the mixture, on the frozen encoder's latents. Behind phase `encoder`, risk goes on with what that trained
+instead: the encoder's adaptation, from the audio, with the mixture as it is. distill leaves the encoder frozen.
 """
 
 from collections.abc import Callable
+import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +30,9 @@ from jaxmoe.checkpoint import load_params
 from jaxmoe.data import prepared
 from jaxmoe.data.batches import Batch, BatchSource, Utterances, iterate
 from jaxmoe.data.embeddings import with_windows
+from jaxmoe.model import offsets
 from jaxmoe.model.moe import MoEWhisper
+from jaxmoe.phases import encoder
 from jaxmoe.train import losses, optimizer, risk
 from jaxmoe.train import state as states
 from jaxmoe.train.loop import StepFn, fit
@@ -44,11 +51,21 @@ from jaxmoe.weights import cache_folder
 MODES = {"risk": ("risk",), "distill": ("distill",), "both": ("risk", "distill")}
 
 
-def make_step(model: MoEWhisper, tx: optax.GradientTransformation, *, ce: float, balance: float) -> StepFn:
+Hear = Callable[[Any, Any, Any], tuple[Any, Any, Batch]]  # what is trained, base, batch -> adapters, Whisper, batch
+
+
+def from_latents(params: Any, base: Any, batch: Batch) -> tuple[Any, Any, Batch]:
+    """Of a batch that has its latents: the mixture is trained."""
+    return params, base, batch
+
+
+def make_step(
+    model: MoEWhisper, tx: optax.GradientTransformation, *, ce: float, balance: float, hear: Hear = from_latents
+) -> StepFn:
     """A step over a RiskBatch (risk + ce * cross-entropy) or a plain Batch (cross-entropy alone)."""
 
-    def loss_fn(params: Any, base: Any, both: RiskBatch | Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        batch = both.batch if isinstance(both, RiskBatch) else both
+    def loss_fn(mine: Any, base: Any, both: RiskBatch | Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        params, base, batch = hear(mine, base, both.batch if isinstance(both, RiskBatch) else both)
         gate_logits = model.gate_logits(params, batch.embedding)  # [B, E]
         gates = model.gates(gate_logits)
         nll = losses.mean_nll(model.nll(base, params, batch, gates), batch.weights)
@@ -84,21 +101,26 @@ class Lister:
         n: int,
         refresh: int,
         metric: str,
+        base: Any = None,
+        hear: Hear = from_latents,
+        listen: Callable[[Batch], Any] = lambda batch: batch,
     ) -> None:
         self.backbone, self.utterances, self.translate = backbone, utterances, translate
         self.n, self.refresh, self.metric = n, refresh, metric
+        self.base, self.hear, self.listen = backbone.base if base is None else base, jax.jit(hear), listen
         self.prompt = backbone.tokenizer.sot_sequence(language="en", task="transcribe", timestamps=False)
         self._params: Any = None
 
     def __call__(self, state: states.TrainState, batch: Batch) -> RiskBatch:
         if self._params is None or int(state.step) % self.refresh == 0:
             self._params = jax.tree.map(jnp.copy, state.params)  # the step donates its own
-        b, tokenizer = self.backbone, self.backbone.tokenizer
-        texts = risk.search(b.model, b.base, self._params, batch, tokenizer, self.prompt, self.n)
+        model, tokenizer, heard = self.backbone.model, self.backbone.tokenizer, self.listen(batch)
+        params, base, encoded = self.hear(self._params, self.base, heard)
+        texts = risk.search(model, base, params, encoded, tokenizer, self.prompt, self.n)
         nbest = risk.collate(texts, self.prompt, tokenizer.eot, self.n)
         references = [self.utterances.translations[i] for i in batch.index]
         costs = risk.judge(texts, references, tokenizer, self.translate, self.metric, self.n)
-        return RiskBatch(batch, nbest.replace(costs=costs))
+        return RiskBatch(heard, nbest.replace(costs=costs))
 
 
 def translator(config: ConfigDict) -> mt.Translator:
@@ -136,46 +158,83 @@ def check(config: ConfigDict, backbone: Backbone) -> None:
         backbone.tokenizer.sot_sequence(language="de")  # an English-only model has no <|de|>
 
 
+class Start(NamedTuple):
+    """What a mode trains and how a batch reaches it."""
+
+    folder: Path  # of the phase that it goes on from
+    params: Any
+    base: Any
+    trainable: list[str]
+    hear: Hear
+    listen: Callable[[Batch], Any]
+    evaluate: Callable[[Any], dict[str, float]]
+
+
+def from_joint(config: ConfigDict, workdir: Path, backbone: Backbone, held_out: Utterances) -> Start:
+    """The mixture, on the latents of the frozen encoder."""
+    model, folder = backbone.model, workdir / "joint"
+    params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0), backbone.base))
+    trainable = [r"gate/.*", r"experts/.*"] + [r"shared/.*"] * bool(model.shared_rank)
+    evaluate = validation(model, backbone, held_out, config.cascade.batch_size)
+    return Start(folder, params, backbone.base, trainable, from_latents, lambda batch: batch, evaluate)
+
+
+def from_encoder(
+    config: ConfigDict, workdir: Path, backbone: Backbone, said: Utterances, held_out: Utterances
+) -> Start:
+    """What phase `encoder` has trained, from the audio."""
+    folder, size = workdir / "encoder", config.cascade.batch_size
+    like = jax.eval_shape(functools.partial(offsets.init, backbone.model, rank=config.encoder.rank), backbone.base)
+    params, base = load_params(folder / "params", like), encoder.mixture_of(workdir, backbone)
+    listen = encoder.listener(config, encoder.sounds_of(config, workdir, said, "train"))
+    evaluate = encoder.validation(config, workdir, backbone, base, held_out, size)
+    hear = lambda mine, mixture, heard: encoder.encoded(backbone.model, mixture, mine, heard)
+    return Start(folder, params, base, [".*"], hear, listen, evaluate)
+
+
 def train(config: ConfigDict, workdir: Path, mode: str, backbone: Backbone) -> None:
-    """One mode, from the joint phase's parameters."""
-    c, model = config.cascade, backbone.model
-    like = model.init(jax.random.key(config.seed), backbone.base)
-    params = load_params(workdir / "joint" / "params", like)
-
-    def load(split: str) -> Utterances:
-        options: dict[str, Any] = {}
-        if mode == "distill":
-            options = {"language": "de", "said": _german(config, workdir, split)}
-        elif split == "train":  # windows of long recordings have no German to judge by
-            options = {"said": lambda item: item["text"] if item["translation"] else ""}
-        return load_utterances(config, workdir, backbone, split, **options)
-
+    """One mode, from the joint phase's parameters or, risk behind phase `encoder`, from that one's."""
+    c, folder = config.cascade, workdir / "cascade" / mode
+    said, held_out = (_utterances(config, workdir, mode, backbone, split) for split in ("train", "validation"))
+    if mode == "risk" and config.encoder.steps:
+        start = from_encoder(config, workdir, backbone, said, held_out)
+    else:
+        start = from_joint(config, workdir, backbone, held_out)
     prepare: dict[str, Any] = {}
     if mode == "risk":
-        items = prepared.open_metadata(workdir, "train")
-        if missing := sum(not item["translation"] for item in items):
-            found = f"{missing} of {len(items)} train utterances"
-            raise ValueError(f"{found} have no German reference; --phase=references.")
-    said, held_out = load("train"), load("validation")
-    if mode == "risk":
         fields = {"n": c.nbest, "refresh": c.refresh, "metric": c.cost}
-        prepare["prepare"] = Lister(backbone, said, translator(config).translate, **fields)
-    trainable = [r"gate/.*", r"experts/.*"] + [r"shared/.*"] * bool(model.shared_rank)
-    tx = make_tx(c, params, trainable)
-    note_utterances(workdir / "cascade" / mode, said, held_out, workdir / "joint")
+        ears = {"base": start.base, "hear": start.hear, "listen": start.listen}
+        prepare["prepare"] = Lister(backbone, said, translator(config).translate, **fields, **ears)
+    tx = make_tx(c, start.params, start.trainable)
+    note_utterances(folder, said, held_out, start.folder)
     fit(
-        make_step(model, tx, ce=c.ce, balance=config.joint.balance),
-        states.create(params, tx, config.seed),
-        backbone.base,
+        make_step(backbone.model, tx, ce=c.ce, balance=config.joint.balance, hear=start.hear),
+        states.create(start.params, tx, config.seed),
+        start.base,
         iterate(BatchSource(said, batch_size=c.batch_size, steps=c.steps, seed=config.seed)),
-        folder=workdir / "cascade" / mode,
+        folder=folder,
         steps=c.steps,
         mesh=backbone.mesh,
         log_every=c.log_every,
         save_every=c.save_every,
-        evaluate=validation(model, backbone, held_out, c.batch_size),
+        evaluate=start.evaluate,
         **prepare,
     )
+
+
+def _utterances(config: ConfigDict, workdir: Path, mode: str, backbone: Backbone, split: str) -> Utterances:
+    """Those of a split that a mode trains on or is judged by. Raises ValueError where train has no German for risk."""
+    options: dict[str, Any] = {}
+    if mode == "distill":
+        options = {"language": "de", "said": _german(config, workdir, split)}
+    elif split == "train":
+        items = prepared.open_metadata(workdir, "train")
+        if missing := sum(not item["translation"] for item in items):
+            found = f"{missing} of {len(items)} train utterances"
+            raise ValueError(f"{found} have no German reference; --phase=references.")
+        # Windows of long recordings have no German to judge by.
+        options = {"said": lambda item: item["text"] if item["translation"] else ""}
+    return load_utterances(config, workdir, backbone, split, **options)
 
 
 def run(config: ConfigDict, workdir: Path) -> None:

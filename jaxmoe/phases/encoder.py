@@ -30,6 +30,7 @@ from jaxmoe.train import losses, optimizer
 from jaxmoe.train import state as states
 from jaxmoe.train.loop import StepFn, fit
 from jaxmoe.train.setup import (
+    Backbone,
     embeddings_folder,
     load_backbone,
     load_utterances,
@@ -57,16 +58,21 @@ def hear(batch: Batch, sounds: Sequence[np.ndarray], size: int) -> Heard:
     return Heard(audio, np.array([len(x) for x in sounds]), batch.replace(latents=None, mask=mask))
 
 
-def nll(model: MoEWhisper, mixture: tuple[Any, Any], mine: Any, heard: Heard) -> jax.Array:
-    """Summed cross-entropy [B], in nats, through encoder and mixture.
+def encoded(model: MoEWhisper, mixture: tuple[Any, Any], mine: Any, heard: Heard) -> tuple[Any, Any, Batch]:
+    """The mixture's parameters and Whisper's as `mine`, offsets, move them, and the batch with latents and embeddings
+    of that encoder.
 
     Args:
       mixture: the adapters' parameters and Whisper's.
-      mine: offsets, which move them.
     """
     params, base = offsets.compose(*mixture, mine)
     latents, depths = encode(model.whisper, base, heard.audio, heard.samples)
-    batch = heard.batch.replace(latents=latents, embedding=depths[:, -1, 0])
+    return params, base, heard.batch.replace(latents=latents, embedding=depths[:, -1, 0])
+
+
+def nll(model: MoEWhisper, mixture: tuple[Any, Any], mine: Any, heard: Heard) -> jax.Array:
+    """Summed cross-entropy [B], in nats, through encoder and mixture; arguments as those of `encoded`."""
+    params, base, batch = encoded(model, mixture, mine, heard)
     return model.nll(base, params, batch, model.gates(model.gate_logits(params, batch.embedding)))
 
 
@@ -108,20 +114,32 @@ def make_step(model: MoEWhisper, tx: Any) -> StepFn:
     return step
 
 
+def mixture_of(workdir: Path, backbone: Backbone) -> tuple[Any, Any]:
+    """The adapters that phase joint has trained, and Whisper's parameters, on the mesh."""
+    like = jax.eval_shape(backbone.model.init, jax.random.key(0), backbone.base)
+    adapters = load_params(workdir / "joint" / "params", like)
+    return jax.device_put(adapters, sharding.replicated(backbone.mesh)), backbone.base
+
+
+def validation(
+    config: ConfigDict, workdir: Path, backbone: Backbone, mixture: tuple[Any, Any], held_out: Utterances, size: int
+) -> Callable[[Any], dict[str, float]]:
+    """Offsets -> {"validation_nll"}: nats per target token of the validation split, from the audio."""
+    listen = listener(config, sounds_of(config, workdir, held_out, "validation"))
+
+    def measured(mine: Any, base: Any, heard: Heard) -> tuple[jax.Array, jax.Array]:
+        return nll(backbone.model, base, mine, heard), heard.batch.weights
+
+    return nats_per_token(measured, mixture, lambda: map(listen, every_utterance(held_out, size)), backbone.mesh)
+
+
 def run(config: ConfigDict, workdir: Path) -> None:
     backbone, c = load_backbone(config), config.encoder
     model, folder = backbone.model, workdir / "encoder"
-    like = jax.eval_shape(model.init, jax.random.key(0), backbone.base)
-    adapters = jax.device_put(load_params(workdir / "joint" / "params", like), sharding.replicated(backbone.mesh))
     said, held_out = (load_utterances(config, workdir, backbone, split) for split in ("train", "validation"))
     source = BatchSource(said, batch_size=c.batch_size, steps=c.steps, seed=config.seed)
     listen = listener(config, sounds_of(config, workdir, said, "train"))
-    listen_again = listener(config, sounds_of(config, workdir, held_out, "validation"))
-
-    def measured(mine: Any, base: Any, heard: Heard) -> tuple[jax.Array, jax.Array]:
-        return nll(model, base, mine, heard), heard.batch.weights
-
-    mine, base = offsets.init(model, backbone.base, c.rank, config.seed), (adapters, backbone.base)
+    mine, base = offsets.init(model, backbone.base, c.rank, config.seed), mixture_of(workdir, backbone)
     tx = make_tx(c, mine, [".*"])
     note_utterances(folder, said, held_out, workdir / "joint")
     fit(
@@ -134,9 +152,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         mesh=backbone.mesh,
         log_every=c.log_every,
         save_every=c.save_every,
-        evaluate=nats_per_token(
-            measured, base, lambda: map(listen_again, every_utterance(held_out, c.batch_size)), backbone.mesh
-        ),
+        evaluate=validation(config, workdir, backbone, base, held_out, c.batch_size),
         select="validation_nll",
         prepare=lambda state, batch: listen(batch),
     )

@@ -18,6 +18,7 @@ from jaxmoe.windows import TranscribeOptions
 from tests.model.checkpoints import real_weights
 
 JFK = Path(__file__).parents[1] / "data/jfk.flac"
+GERMAN = "Und so meine amerikanischen Mitbürger"
 PARTS = (  # of whom, in seconds; speakers are named by their split
     ("train", 0.0, 3.2, "And so my fellow Americans"),
     ("validation", 0.2, 3.2, "And so my fellow Americans"),
@@ -30,11 +31,11 @@ PARTS = (  # of whom, in seconds; speakers are named by their split
 def make_run(tmp_path, **fields):
     """Its configuration, unlocked, and workdir; recordings are tmp_path/<start>.wav. fields: "group.field" -> value."""
     real_weights("tiny.en")
-    sound, lines = load_audio(JFK), ["path,text,speaker,split"]
+    sound, lines = load_audio(JFK), ["path,text,speaker,split,translation"]
     for split, start, end, text in PARTS:
         part = sound[int(start * SAMPLE_RATE) : int(end * SAMPLE_RATE)]
         soundfile.write(tmp_path / f"{start}.wav", part, SAMPLE_RATE)
-        lines.append(f"{start}.wav,{text},{split},{split}")
+        lines.append(f"{start}.wav,{text},{split},{split},{GERMAN if split == 'train' else ''}")
     (tmp_path / "t.csv").write_text("\n".join(lines))
     config, workdir = quickstart.get_config("smoke").unlock(), tmp_path / "run"
     config.data.update(corpus="manifest", path=str(tmp_path / "t.csv"), num_workers=1)

@@ -1,6 +1,7 @@
 """Phase cascade on a small model: lists, refreshes, resuming, and fields that do not go together."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import jax
@@ -9,13 +10,17 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from jaxmoe import sharding
+from jaxmoe import sharding, stages
 from jaxmoe.data.batches import BatchSource, iterate
-from jaxmoe.phases import cascade
+from jaxmoe.eval import systems
+from jaxmoe.eval.run import split_clips
+from jaxmoe.phases import cascade, encoder
+from jaxmoe.system import Adapted, moved
 from jaxmoe.train import loop, optimizer
 from jaxmoe.train import state as states
-from jaxmoe.train.setup import Backbone
+from jaxmoe.train.setup import Backbone, load_backbone
 from tests import tiny
+from tests.phases import spoken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +99,47 @@ def test_killed_and_continued_is_the_same(setting, tmp_path):
     parts = train(tmp_path / "parts", 4)
     for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(parts.params), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_behind_the_adapted_encoder_risk_goes_on_with_the_encoder(tmp_path, monkeypatch):
+    small = {"steps": 3, "batch_size": 2, "log_every": 1, "save_every": 3, "warmup": 1}
+    fields = {f"{phase}.{name}": value for phase in ("encoder", "cascade") for name, value in small.items()}
+    config, workdir = spoken.make_run(tmp_path, **fields, **{"cascade.refresh": 1, "cascade.nbest": 3})
+    config.evaluate.temperatures = (0.0,)
+    heard = []
+    backwards = SimpleNamespace(translate=lambda texts: heard.extend(texts) or [text[::-1] for text in texts])
+    monkeypatch.setattr(cascade, "translator", lambda config: backwards)
+    with pytest.raises(FileNotFoundError, match="needs --phase=encoder"):
+        stages.run(config, workdir, "cascade")
+    stages.run(config, workdir, "encoder")
+    stages.run(config, workdir, "cascade")
+    assert "And so my fellow Americans." in heard  # the lists are of what is in the recordings
+    lines = [json.loads(line) for line in (workdir / "cascade/risk/metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["nll"] < lines[0]["nll"] and lines[-1]["validation_nll"] > 0
+
+    backbone = load_backbone(config)
+    mixture, rank = encoder.mixture_of(workdir, backbone), config.encoder.rank
+    texts = {}
+    for folder in ("encoder", "cascade/risk"):
+        params, base = moved(workdir / folder, backbone.model, *mixture, rank)
+        made = {name: config.embed[name] for name in ("context", "margin_s")}
+        system = Adapted(folder, backbone.model, base, backbone.tokenizer, params, **made)
+        texts[folder] = system, {x.id: spoken.text(system, tmp_path / x.id) for x in split_clips(workdir, "evaluation")}
+    apart = spoken.apart(texts["encoder"][0], texts["cascade/risk"][0])["blocks"]
+    assert all(leaf > 0 for name in ("attn", "mlp1") for leaf in jax.tree.leaves(apart[name]))
+    assert rows("moe-risk", config, workdir) == texts["cascade/risk"][1]
+    record = json.loads((workdir / "joint/phase.json").read_text())
+    record["settings"]["joint"]["lr"] *= 2
+    (workdir / "joint/phase.json").write_text(json.dumps(record))
+    with pytest.raises(systems.NotRun, match="another mixture; run --phase=cascade again"):
+        rows("moe-risk", config, workdir)
+
+
+def rows(key, config, workdir):
+    """What a system's recogniser hears in the evaluation split."""
+    part = systems.get(key).recogniser
+    found = part.function()(config, workdir, part, split_clips(workdir, "evaluation"))
+    return {row["id"]: row["hypothesis"] for batch in found for row in batch}
 
 
 @pytest.mark.parametrize(
