@@ -55,8 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, required=True, metavar="DIR", help="a run's workdir")
     add("--format", choices=FORMATS, required=True, help="for which tool")
     add("--output_dir", "-o", type=Path, required=True, metavar="DIR", help="is made; refused if it holds files")
-    which = "the mixture or the one LoRA (default: the mixture where there is one)"
-    add("--system", choices=("moe", "lora"), default="", help=which)
+    options.add_system(p)
     fixed = "of a mixture: mean, or the number of the expert that is taken alone (default: mean)"
     add("--gates", metavar="mean|K", type=_gates, help=fixed)
     personal = "of a mixture: the mean over this speaker's recordings, and what --phase=personalize adapted to them"

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jaxmoe.system import Recogniser
     from jaxmoe.windows import TranscribeOptions
 
+SYSTEMS = ("moe", "lora", "moe-risk")  # what a run's recogniser can be
 MT_MODEL = "qwen2.5-coder-1.5b-instruct"
 
 
@@ -42,6 +43,7 @@ def add_recognition(group: Group) -> None:
     named = "a Whisper: tiny.en, base, ..., large-v3, a folder or a hub id (default: the checkpoint's, else tiny.en)"
     add("--model", str, None, named, "NAME")
     add("--checkpoint", Path, None, "a run's workdir: use its adapters", "DIR")
+    add_system(group)
     add("--speaker", str, "", "of the run: somebody it was adapted to by --phase=personalize", "ID")
     add("--language", str, "en", "spoken, for multilingual models", "CODE")
     add("--batch_size", positive, 8, "recordings, or parts of one, worked on at a time", "N")
@@ -82,6 +84,12 @@ def add_recognition(group: Group) -> None:
         action="store_true",
         help="prompt each 30 s with the text before; off because loops, common in disordered speech, would spread",
     )
+
+
+def add_system(group: Group) -> None:
+    """The option that chooses among what a run has trained."""
+    which = "of the run: its mixture, its one LoRA, or what --phase=cascade made of the mixture (default: the first)"
+    group.add_argument("--system", choices=SYSTEMS, default="", help=which)
 
 
 def add_translation(group: Group, text: str) -> None:
@@ -136,7 +144,9 @@ def make_system(args: argparse.Namespace, speaker: str | None = None) -> "Recogn
     if args.model and args.checkpoint:
         raise ValueError(f"--model={args.model}: --checkpoint={args.checkpoint} brings its own; give one of them.")
     who = args.speaker if speaker is None else speaker
-    made = system.load_system(args.model or "tiny.en", args.checkpoint, who, exact=not args.skip_padding)
+    made = system.load_system(
+        args.model or "tiny.en", args.checkpoint, who, args.system, exact=not args.skip_padding
+    )
     made.tokenizer.sot_sequence(args.language)  # a language the model lacks fails here, before any work
     return made
 

@@ -27,7 +27,7 @@ from jaxmoe.model.whisper import Whisper
 
 SPEECH = Path(__file__).parent / "data" / "demo" / "audio" / "af_heart" / "shared-01.opus"  # any short one would do
 SPEECH_S = 3.9  # at most as much of it: less than the shortest of WINDOWS_S
-PHASES = {"moe": "joint", "lora": "baseline"}  # system: the phase that trains it
+FOLDERS = {"moe": "joint", "lora": "baseline", "moe-risk": "cascade/risk"}  # system: where a run keeps what it learnt
 STRIDE = 10  # encoder positions of padding that one stands for
 
 
@@ -188,12 +188,17 @@ def _with_keys(model: Whisper, params: Any, mel: jax.Array) -> tuple[tuple[jax.A
 
 
 def load_system(
-    model: str | Path, checkpoint: Path | None = None, speaker: str = "", *, exact: bool = True
+    model: str | Path,
+    checkpoint: Path | None = None,
+    speaker: str = "",
+    system: str = "",
+    *,
+    exact: bool = True,
 ) -> Recogniser:
     """The recogniser of a Whisper by name or folder, or of a run's workdir, whose backbone then wins over `model`.
 
     exact: as Recogniser's; a run's context is its own.
-    speaker: of a run, somebody whom its phase personalize has adapted to.
+    speaker, system: of a run, as read_run's.
 
     Raises:
       ValueError: if the model is unknown or the folder holds no trained run, or nothing of that speaker.
@@ -201,14 +206,17 @@ def load_system(
     from jaxmoe.model.load import load_whisper
 
     if checkpoint is not None:
-        return _load_run(Path(checkpoint), speaker)
-    if speaker:
-        raise ValueError(f"--speaker={speaker}: give the run with its adaptation as --checkpoint=DIR too.")
+        return _load_run(Path(checkpoint), speaker, system)
+    for option, value in (("speaker", speaker), ("system", system)):
+        if value:
+            raise ValueError(f"--{option}={value}: give the run that has it as --checkpoint=DIR too.")
     dims, params, tokenizer = load_whisper(model)
     return Recogniser(str(model), Whisper(dims, jnp.dtype(resolve_dtype("auto"))), params, tokenizer, exact=exact)
 
 
 def _record(workdir: Path, phase: str) -> dict[str, Any]:
+    """Of a phase, or of one of the folders that it fills."""
+    phase = phase.partition("/")[0]
     path = workdir / phase / "phase.json"
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
@@ -268,7 +276,7 @@ def read_run(workdir: Path, speaker: str = "", system: str = "") -> Run:
 
     Args:
       speaker: somebody whom its phase personalize has adapted to.
-      system: one of PHASES; the mixture where there is one, else the LoRA, if not given.
+      system: one of FOLDERS; the mixture where there is one, else the LoRA, if not given.
 
     Raises:
       ValueError: there is no such thing in `workdir`.
@@ -283,19 +291,38 @@ def read_run(workdir: Path, speaker: str = "", system: str = "") -> Run:
     model = make_moe(dims, **fields)
     if phase == "baseline":
         model = one_lora(model, settings["baseline"]["rank"])
-    folder = workdir / phase
+    adapters, adaptation = _parts(workdir, phase, speaker)
+    folder = workdir / adapters
     params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0), base))
-    rank = encoder_rank(workdir) if phase == "joint" else None
-    if speaker:
-        rank = rank if _personal_start(workdir, speaker) == "encoder" else None
-    if rank is not None:
-        folder = workdir / "encoder"
+    if adaptation is not None:
+        folder = workdir / adaptation
+        rank = _record(workdir, adaptation)["settings"]["encoder"]["rank"]
         params, base = moved(folder, model, params, base, rank)
     if speaker:
         folder = personal_folder(workdir, speaker)
         params, base = moved(folder, model, params, base)
     name = f"{workdir.name}/{folder.name}"
-    return Run(name, settings, model, base, params, tokenizer, own_encoder=folder != workdir / phase)
+    return Run(name, settings, model, base, params, tokenizer, own_encoder=folder != workdir / adapters)
+
+
+def _parts(workdir: Path, phase: str, speaker: str) -> tuple[str, str | None]:
+    """The folders of a phase's adapters and of the encoder's adaptation, if it has one. Raises: ValueError."""
+    start = _personal_start(workdir, speaker) if speaker else "encoder"
+    if speaker and phase != "joint":
+        raise ValueError(
+            f"--speaker={speaker}: people are adapted to from the mixture, not from {phase}; leave --system out."
+        )
+    if phase == "cascade/risk":
+        if not behind_encoder(workdir, phase):
+            return phase, None
+        if encoder_rank(workdir, phase) is None:
+            raise ValueError(
+                f"--system=moe-risk: {workdir / phase} goes with another mixture than {workdir / 'joint'} holds; run "
+                "--phase=cascade again."
+            )
+        return "joint", phase
+    adapted = phase == "joint" and start == "encoder" and encoder_rank(workdir) is not None
+    return phase, "encoder" if adapted else None
 
 
 def _personal_start(workdir: Path, speaker: str) -> str:
@@ -316,8 +343,8 @@ def _personal_start(workdir: Path, speaker: str) -> str:
 
 
 def _trained(workdir: Path, system: str) -> str:
-    """The phase that trained `system`, or the first of PHASES that was done. Raises: ValueError."""
-    trained = [p for p in PHASES.values() if (workdir / p / "params").is_dir() and _record(workdir, p)]
+    """The folder of `system`, or the first of FOLDERS that was filled. Raises: ValueError."""
+    trained = [p for p in FOLDERS.values() if (workdir / p / "params").is_dir() and _record(workdir, p)]
     if not trained:
         raise ValueError(
             f"--checkpoint={workdir}: no trained run; expected joint or baseline with params and phase.json in it, "
@@ -325,17 +352,18 @@ def _trained(workdir: Path, system: str) -> str:
         )
     if not system:
         return trained[0]
-    if PHASES[system] not in trained:
-        other = next(name for name, phase in PHASES.items() if phase in trained)
+    folder = FOLDERS[system]
+    if folder not in trained:
+        other = next(name for name, found in FOLDERS.items() if found in trained)
         raise ValueError(
-            f"--system={system}: {workdir} has {trained[0]}/params and no {PHASES[system]}/params; run "
-            f"--phase={PHASES[system]}, or take --system={other}."
+            f"--system={system}: {workdir} has {trained[0]}/params and no {folder}/params; run "
+            f"--phase={folder.partition('/')[0]}, or take --system={other}."
         )
-    return PHASES[system]
+    return folder
 
 
-def _load_run(workdir: Path, speaker: str) -> Recogniser:
-    """The mixture of a run, or its one LoRA where that is all that was trained."""
-    run = read_run(workdir, speaker)
+def _load_run(workdir: Path, speaker: str, system: str) -> Recogniser:
+    """What `read_run` finds."""
+    run = read_run(workdir, speaker, system)
     made = {k: run.settings["embed"][k] for k in ("context", "margin_s")}
     return Adapted(run.name, run.model, run.base, run.tokenizer, run.params, **made)

@@ -162,6 +162,23 @@ CASES = [
 ]
 
 
+def test_what_cascade_made_of_the_mixture_is_read_by_its_name(workdir, tmp_path):
+    folder = Path(shutil.copytree(workdir, tmp_path / "run"))
+    like = read_run(folder)
+    save_params(folder / "cascade/risk/params", jax.tree.map(lambda x: 2.0 * x, like.params))
+    shutil.copy(folder / "joint" / "phase.json", folder / "cascade")
+    run = read_run(folder, system="moe-risk")
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2.0 * b), run.params, like.params)
+    assert run.name == "run/risk" and not run.own_encoder
+    jax.tree.map(np.testing.assert_array_equal, read_run(folder).params, like.params)
+    save_params(personal_folder(folder, "ann") / "params", offsets.init(run.model, run.base))
+    shutil.copy(folder / "joint" / "phase.json", folder / "personalize")
+    assert read_run(folder, "ann").name == "run/ann"
+    for system in ("moe-risk", "lora"):
+        with pytest.raises(ValueError, match="adapted to from the mixture, not from"):
+            read_run(folder, "ann", system)
+
+
 @pytest.mark.parametrize(("options", "gates"), CASES, ids=lambda x: x[0] if isinstance(x, list) else "")
 def test_logits_and_text_are_those_of_the_mixture_with_its_gates_held(workdir, backbone, tmp_path, options, gates):
     run = read_run(workdir, system="lora" if "--system=lora" in options else "moe")
@@ -249,6 +266,7 @@ def without(*phases: str):
 ERRORS = [
     (["--system=moe"], without("joint"), "has baseline/params and no joint/params; .* or take --system=lora"),
     (["--system=lora"], without("baseline"), "run --phase=baseline, or take --system=moe"),
+    (["--system=moe-risk"], None, "no cascade/risk/params; run --phase=cascade, or take --system=moe"),
     ([], without("joint", "baseline"), "no trained run; expected joint or baseline with params"),
     (["--gates=3"], None, "--gates=3: the run has experts 0 to 2; name one of them, or mean"),
     (["--speaker=bob"], None, "--speaker=bob: .* has no recording of up to 30 s; ids are those of corpus/metadata"),

@@ -14,11 +14,11 @@ from jaxmoe import sharding, stages
 from jaxmoe.data.batches import BatchSource, iterate
 from jaxmoe.eval import systems
 from jaxmoe.eval.run import split_clips
-from jaxmoe.phases import cascade, encoder
-from jaxmoe.system import Adapted, moved
+from jaxmoe.phases import cascade
+from jaxmoe.system import load_system
 from jaxmoe.train import loop, optimizer
 from jaxmoe.train import state as states
-from jaxmoe.train.setup import Backbone, load_backbone
+from jaxmoe.train.setup import Backbone
 from tests import tiny
 from tests.phases import spoken
 
@@ -117,22 +117,18 @@ def test_behind_the_adapted_encoder_risk_goes_on_with_the_encoder(tmp_path, monk
     lines = [json.loads(line) for line in (workdir / "cascade/risk/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["nll"] < lines[0]["nll"] and lines[-1]["validation_nll"] > 0
 
-    backbone = load_backbone(config)
-    mixture, rank = encoder.mixture_of(workdir, backbone), config.encoder.rank
-    texts = {}
-    for folder in ("encoder", "cascade/risk"):
-        params, base = moved(workdir / folder, backbone.model, *mixture, rank)
-        made = {name: config.embed[name] for name in ("context", "margin_s")}
-        system = Adapted(folder, backbone.model, base, backbone.tokenizer, params, **made)
-        texts[folder] = system, {x.id: spoken.text(system, tmp_path / x.id) for x in split_clips(workdir, "evaluation")}
-    apart = spoken.apart(texts["encoder"][0], texts["cascade/risk"][0])["blocks"]
+    before, after = (load_system("", workdir, system=name) for name in ("moe", "moe-risk"))
+    apart = spoken.apart(before, after)["blocks"]
     assert all(leaf > 0 for name in ("attn", "mlp1") for leaf in jax.tree.leaves(apart[name]))
-    assert rows("moe-risk", config, workdir) == texts["cascade/risk"][1]
+    clips = split_clips(workdir, "evaluation")
+    assert rows("moe-risk", config, workdir) == {clip.id: spoken.text(after, tmp_path / clip.id) for clip in clips}
     record = json.loads((workdir / "joint/phase.json").read_text())
     record["settings"]["joint"]["lr"] *= 2
     (workdir / "joint/phase.json").write_text(json.dumps(record))
     with pytest.raises(systems.NotRun, match="another mixture; run --phase=cascade again"):
         rows("moe-risk", config, workdir)
+    with pytest.raises(ValueError, match=r"another mixture than .*joint holds; run --phase=cascade again"):
+        load_system("", workdir, system="moe-risk")
 
 
 def rows(key, config, workdir):
