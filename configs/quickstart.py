@@ -95,7 +95,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     # rank 0: as many parameters as the mixture
     c.baseline = dict(steps=120, batch_size=16, lr=5e-4, rank=0, **training)
     c.encoder = dict(  # phase encoder: its biases and norms, and one LoRA, from the audio
-        steps=0,  # 0 leaves the phase out
+        steps=320,  # the longest phase and the largest gain; 0 leaves it out
         batch_size=8,
         rank=4,  # of the LoRA on its linear maps; 0 for none
         lr=1e-3,
@@ -202,9 +202,9 @@ def get_config(variant: str = "full") -> ConfigDict:
         c.demo.update(train_speakers_per_voice=1, held_out_speakers_per_voice=2)
         c.demo.update(train_utterances=2, validation_utterances=1, evaluation_utterances=1)
         c.data.pretrain_share, c.embed.variant_clips, c.cluster.nuisance = 1.0, 4, 2
-        for phase in ("gate", "experts", "joint", "baseline"):
+        for phase in ("gate", "experts", "joint", "encoder", "baseline"):
             c[phase].update(steps=4, log_every=2, save_every=2)
-        c.experts.batch_size = c.joint.batch_size = c.baseline.batch_size = 4
+        c.experts.batch_size = c.joint.batch_size = c.encoder.batch_size = c.baseline.batch_size = 4
         c.stress.update(systems=("moe",), utterances=1, noises=("white",), snr_db=(10.0,))
         c.model.second, c.mt.engine, c.report.bootstrap = "", "none", 100
     elif variant != "full":

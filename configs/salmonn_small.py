@@ -14,7 +14,7 @@ def get_config(variant: str = "full") -> ConfigDict:
     """Fields of a run; --config.group.field=VALUE changes one."""
     c = quickstart.get_config(variant).unlock()
     c.model.second = ""
-    for phase in ("gate", "experts", "joint", "baseline"):
+    for phase in ("gate", "experts", "joint", "encoder", "baseline"):
         c[phase].steps = 0  # left out: SALMONN has its own adapter
     c.salmonn.update(
         llm="gemma-3-270m",  # under the Gemma Terms of Use; qwen2.5-coder-0.5b-instruct takes three times as long

@@ -201,7 +201,7 @@ def run(args: argparse.Namespace) -> str:
         if args.format == "peft" and trained.own_encoder:
             raise ValueError(
                 f"--format=peft: the encoder of {trained.name} is adapted too, in biases and norms, which are no LoRA; "
-                "take --format=hf."
+                "take --format=hf, or the mixture behind Whisper's own encoder, --system=moe."
             )
         fixed = fix(trained, args.checkpoint, args.gates, args.speaker)
         return write(args, trained, fixed)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxmoe.system import Recogniser
     from jaxmoe.windows import TranscribeOptions
 
-SYSTEMS = ("moe", "lora", "moe-risk")  # what a run's recogniser can be
+SYSTEMS = ("moe-encoder", "moe", "lora", "moe-risk")  # rows of the report that a run can hear as
 MT_MODEL = "qwen2.5-coder-1.5b-instruct"
 
 
@@ -88,7 +88,7 @@ def add_recognition(group: Group) -> None:
 
 def add_system(group: Group) -> None:
     """The option that chooses among what a run has trained."""
-    which = "of the run: its mixture, its one LoRA, or what --phase=cascade made of the mixture (default: the first)"
+    which = "of the run, as in its report's rows (default: the mixture, with its adapted encoder where it has one)"
     group.add_argument("--system", choices=SYSTEMS, default="", help=which)
 
 

@@ -25,15 +25,16 @@ from jaxmoe.data.corpora import CORPORA
 class Phase:
     """A phase: its module in jaxmoe.phases, the folder it fills, the phases it needs, the config groups it reads.
 
-    `wanted` names the field ("cascade.steps") that turns an optional phase on: while it is 0, False or "", `all` leaves
-    the phase out and the phases that need it do without. An `incremental` phase finds out by itself what it has to make
-    again: it is always run and its folder is left to it; what it returns tells the phases after it whether it changed.
+    `wanted` names the fields ("cascade.steps") that turn an optional phase on: while one of them is 0, False or "",
+    `all` leaves the phase out and the phases that need it do without. An `incremental` phase finds out by itself what
+    it has to make again: it is always run and its folder is left to it; what it returns tells the phases after it
+    whether it changed.
     """
 
     folder: str
     needs: tuple[str, ...]
     groups: tuple[str, ...]
-    wanted: str = ""
+    wanted: tuple[str, ...] = ()
     incremental: bool = False
 
     def run(self, name: str) -> Callable[[ConfigDict, Path], str | None]:
@@ -46,28 +47,33 @@ class Phase:
 
 PHASES: dict[str, Phase] = {
     "prepare": Phase("corpus", (), ("seed", "data", "quality", *CORPORA)),
-    "references": Phase("references", ("prepare",), ("references", "mt"), wanted="references.engine"),
-    "customize": Phase("custom", ("prepare",), ("custom",), wanted="custom.enabled"),
+    "references": Phase("references", ("prepare",), ("references", "mt"), wanted=("references.engine",)),
+    "customize": Phase("custom", ("prepare",), ("custom",), wanted=("custom.enabled",)),
     "embed": Phase("embeddings", ("prepare",), ("model.backbone", "embed")),
     "cluster": Phase("clusters", ("embed",), ("cluster", "model.num_experts")),
-    "gate": Phase("gate", ("cluster",), ("gate", "model", "reweight"), wanted="gate.steps"),
-    "experts": Phase("experts", ("gate",), ("experts",), wanted="experts.steps"),
-    "joint": Phase("joint", ("experts",), ("joint",), wanted="joint.steps"),
-    "encoder": Phase("encoder", ("joint",), ("encoder",), wanted="encoder.steps"),
+    "gate": Phase("gate", ("cluster",), ("gate", "model", "reweight"), wanted=("gate.steps",)),
+    "experts": Phase("experts", ("gate",), ("experts",), wanted=("experts.steps",)),
+    "joint": Phase("joint", ("experts",), ("joint",), wanted=("joint.steps",)),
+    "encoder": Phase("encoder", ("joint",), ("encoder",), wanted=("encoder.steps", "joint.steps")),
     "personalize": Phase(
-        "personalize", ("joint", "encoder"), ("personalize", "evaluate.beam_size"), wanted="personalize.shots"
+        "personalize",
+        ("joint", "encoder"),
+        ("personalize", "evaluate.beam_size"),
+        wanted=("personalize.shots", "joint.steps"),
     ),
-    "baseline": Phase("baseline", ("embed",), ("baseline", "model", "reweight"), wanted="baseline.steps"),
-    "mt": Phase("mt", ("prepare", "references"), ("mt_tuning", "mt.model"), wanted="mt_tuning.steps"),
-    "cascade": Phase("cascade", ("joint", "encoder", "references"), ("cascade", "mt"), wanted="cascade.steps"),
-    "salmonn": Phase("salmonn", ("embed", "references"), ("salmonn", "model.dtype"), wanted="salmonn.steps"),
+    "baseline": Phase("baseline", ("embed",), ("baseline", "model", "reweight"), wanted=("baseline.steps",)),
+    "mt": Phase("mt", ("prepare", "references"), ("mt_tuning", "mt.model"), wanted=("mt_tuning.steps",)),
+    "cascade": Phase(
+        "cascade", ("joint", "encoder", "references"), ("cascade", "mt"), wanted=("cascade.steps", "joint.steps")
+    ),
+    "salmonn": Phase("salmonn", ("embed", "references"), ("salmonn", "model.dtype"), wanted=("salmonn.steps",)),
     "evaluate": Phase(
         "eval",
         ("joint", "encoder", "baseline", "salmonn", "references", "customize", "mt", "cascade"),
         ("evaluate", "mt", "model.second"),
         incremental=True,
     ),
-    "stress": Phase("stress", ("evaluate",), ("stress",), wanted="stress.systems", incremental=True),
+    "stress": Phase("stress", ("evaluate",), ("stress",), wanted=("stress.systems",), incremental=True),
     "report": Phase("report", ("evaluate", "stress"), ("report",)),
 }
 
@@ -89,8 +95,12 @@ def _value(config: ConfigDict, group: str) -> object:
 
 def is_wanted(config: ConfigDict, name: str) -> bool:
     """Whether the configuration asks for the phase; those that are not optional always are."""
-    field = PHASES[name].wanted
-    return not field or bool(_value(config, field))
+    return not _turned_off(config, name)
+
+
+def _turned_off(config: ConfigDict, name: str) -> str:
+    """The field that turns an optional phase off, "" if none does."""
+    return next((field for field in PHASES[name].wanted if not _value(config, field)), "")
 
 
 def needs(config: ConfigDict, name: str) -> list[str]:
@@ -151,8 +161,8 @@ def check(config: ConfigDict, workdir: Path, name: str) -> None:
             if is_wanted(config, wanted):
                 settings(config, wanted)
         return
-    if not is_wanted(config, name):
-        field, value = PHASES[name].wanted, _value(config, PHASES[name].wanted)
+    if field := _turned_off(config, name):
+        value = _value(config, field)
         raise ValueError(f"config.{field}={value!r} turns --phase={name} off; give --config.{field}=...")
     for need in needs(config, name):
         record = _record(workdir, need)
@@ -227,8 +237,8 @@ def run_all(config: ConfigDict, workdir: Path, force: bool = False) -> None:
     """Runs what is missing, in order; says what is skipped and why."""
     check(config, workdir, "all")  # what is missing is an error now, not in an hour
     for number, name in enumerate(PHASES, 1):
-        if not is_wanted(config, name):
-            print(f"[{number}/{len(PHASES)}] {name}: skipped, config.{PHASES[name].wanted} turns it off")
+        if field := _turned_off(config, name):
+            print(f"[{number}/{len(PHASES)}] {name}: skipped, config.{field} turns it off")
             continue
         if is_done(config, workdir, name) and not force and not PHASES[name].incremental:
             print(f"[{number}/{len(PHASES)}] {name}: skipped, done already with this configuration")

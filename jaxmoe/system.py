@@ -27,7 +27,7 @@ from jaxmoe.model.whisper import Whisper
 
 SPEECH = Path(__file__).parent / "data" / "demo" / "audio" / "af_heart" / "shared-01.opus"  # any short one would do
 SPEECH_S = 3.9  # at most as much of it: less than the shortest of WINDOWS_S
-FOLDERS = {"moe": "joint", "lora": "baseline", "moe-risk": "cascade/risk"}  # system: where a run keeps what it learnt
+FOLDERS = {"moe-encoder": "encoder", "moe": "joint", "lora": "baseline", "moe-risk": "cascade/risk"}  # of a workdir
 STRIDE = 10  # encoder positions of padding that one stands for
 
 
@@ -276,7 +276,7 @@ def read_run(workdir: Path, speaker: str = "", system: str = "") -> Run:
 
     Args:
       speaker: somebody whom its phase personalize has adapted to.
-      system: one of FOLDERS; the mixture where there is one, else the LoRA, if not given.
+      system: one of FOLDERS; if not given the mixture, with its adapted encoder where it has one, else the LoRA.
 
     Raises:
       ValueError: there is no such thing in `workdir`.
@@ -284,20 +284,18 @@ def read_run(workdir: Path, speaker: str = "", system: str = "") -> Run:
     from jaxmoe.checkpoint import load_params
     from jaxmoe.model.load import load_whisper
 
-    phase = _trained(workdir, system)
-    settings = _record(workdir, phase)["settings"]  # not config.json, which is of the last command
+    adapters, adaptation = _folders(workdir, speaker, system)
+    settings = _record(workdir, adapters)["settings"]  # not config.json, which is of the last command
     fields = dict(settings["model"])
     dims, base, tokenizer = load_whisper(fields.pop("backbone"))
     model = make_moe(dims, **fields)
-    if phase == "baseline":
+    if adapters == "baseline":
         model = one_lora(model, settings["baseline"]["rank"])
-    adapters, adaptation = _parts(workdir, phase, speaker)
     folder = workdir / adapters
     params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0), base))
-    if adaptation is not None:
+    if adaptation:
         folder = workdir / adaptation
-        rank = _record(workdir, adaptation)["settings"]["encoder"]["rank"]
-        params, base = moved(folder, model, params, base, rank)
+        params, base = moved(folder, model, params, base, encoder_rank(workdir, adaptation) or 0)
     if speaker:
         folder = personal_folder(workdir, speaker)
         params, base = moved(folder, model, params, base)
@@ -305,24 +303,40 @@ def read_run(workdir: Path, speaker: str = "", system: str = "") -> Run:
     return Run(name, settings, model, base, params, tokenizer, own_encoder=folder != workdir / adapters)
 
 
-def _parts(workdir: Path, phase: str, speaker: str) -> tuple[str, str | None]:
-    """The folders of a phase's adapters and of the encoder's adaptation, if it has one. Raises: ValueError."""
-    start = _personal_start(workdir, speaker) if speaker else "encoder"
-    if speaker and phase != "joint":
+def _folders(workdir: Path, speaker: str, system: str) -> tuple[str, str]:
+    """The folders of a run's adapters, and of the encoder's adaptation ("" for none), for what read_run is asked for.
+
+    Raises: ValueError.
+    """
+    if speaker and system:
+        raise ValueError(f"--speaker={speaker} is heard with what was adapted to them; leave --system={system} out.")
+    if speaker:
+        return "joint", "encoder" if _personal_start(workdir, speaker) == "encoder" else ""
+    there = {name: x for name, x in FOLDERS.items() if (workdir / x / "params").is_dir() and _record(workdir, x)}
+    if not there:
         raise ValueError(
-            f"--speaker={speaker}: people are adapted to from the mixture, not from {phase}; leave --system out."
+            f"--checkpoint={workdir}: no trained run; expected joint or baseline with params and phase.json in it, "
+            "which python -m jaxmoe.launch makes."
         )
-    if phase == "cascade/risk":
-        if not behind_encoder(workdir, phase):
-            return phase, None
-        if encoder_rank(workdir, phase) is None:
-            raise ValueError(
-                f"--system=moe-risk: {workdir / phase} goes with another mixture than {workdir / 'joint'} holds; run "
-                "--phase=cascade again."
-            )
-        return "joint", phase
-    adapted = phase == "joint" and start == "encoder" and encoder_rank(workdir) is not None
-    return phase, "encoder" if adapted else None
+    if not system:
+        if "moe" not in there:
+            return "baseline", ""
+        return "joint", "encoder" if encoder_rank(workdir) is not None else ""
+    folder = FOLDERS[system]
+    phase = folder.partition("/")[0]
+    if system not in there:
+        raise ValueError(
+            f"--system={system}: {workdir} has no {folder}/params; run --phase={phase}, or take one of "
+            f"{', '.join(there)}."
+        )
+    if not behind_encoder(workdir, folder):
+        return folder, ""
+    if encoder_rank(workdir, folder) is None:
+        raise ValueError(
+            f"--system={system}: {workdir / folder} goes with another mixture than {workdir / 'joint'} holds; run "
+            f"--phase={phase} again."
+        )
+    return "joint", folder
 
 
 def _personal_start(workdir: Path, speaker: str) -> str:
@@ -340,26 +354,6 @@ def _personal_start(workdir: Path, speaker: str) -> str:
             "--phase=personalize again."
         )
     return start
-
-
-def _trained(workdir: Path, system: str) -> str:
-    """The folder of `system`, or the first of FOLDERS that was filled. Raises: ValueError."""
-    trained = [p for p in FOLDERS.values() if (workdir / p / "params").is_dir() and _record(workdir, p)]
-    if not trained:
-        raise ValueError(
-            f"--checkpoint={workdir}: no trained run; expected joint or baseline with params and phase.json in it, "
-            "which python -m jaxmoe.launch makes."
-        )
-    if not system:
-        return trained[0]
-    folder = FOLDERS[system]
-    if folder not in trained:
-        other = next(name for name, found in FOLDERS.items() if found in trained)
-        raise ValueError(
-            f"--system={system}: {workdir} has {trained[0]}/params and no {folder}/params; run "
-            f"--phase={folder.partition('/')[0]}, or take --system={other}."
-        )
-    return folder
 
 
 def _load_run(workdir: Path, speaker: str, system: str) -> Recogniser:

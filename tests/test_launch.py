@@ -34,13 +34,13 @@ def workdir(tmp_path_factory):
 def test_every_file_of_the_contract_is_there(workdir):
     for name in ("config.json", "corpus/rejected.jsonl", "clusters/clusters.json", "clusters/clusters.png"):
         assert (workdir / name).exists(), name
-    for phase in ("gate", "experts", "joint", "baseline"):
+    for phase in ("gate", "experts", "joint", "encoder", "baseline"):
         lines = [json.loads(x) for x in (workdir / phase / "metrics.jsonl").read_text().splitlines()]
         assert lines[-1]["step"] == 4 and np.isfinite(lines[-1]["loss"]) and 0 <= lines[-1]["input_wait"] < 1
         assert list((workdir / phase / "tensorboard").iterdir())
     metrics = json.loads((workdir / "report" / "metrics.json").read_text())
     rows = {s["key"]: s for s in metrics["systems"]}
-    assert [k for k, s in rows.items() if s["status"] == "run"] == ["whisper-v2", "lora", "moe"]
+    assert [k for k, s in rows.items() if s["status"] == "run"] == ["whisper-v2", "lora", "moe", "moe-encoder"]
     assert rows["mt"]["status"].startswith("not run: ") and rows["salmonn"]["status"].startswith("not run: ")
     assert rows["moe"]["utterances"] == 6 and rows["moe"]["wer"] is not None
     assert metrics["routing"]["experts"] == 10
@@ -59,8 +59,8 @@ def test_latents_are_of_the_audio_and_the_margin(workdir):
 
 def test_a_second_run_does_nothing_and_a_changed_one_only_what_depends_on_it(workdir):
     said = launch("--phase=all", "--config=configs/quickstart.py:smoke", f"--workdir={workdir}").stdout
-    assert said.count("skipped, done already") == 8
-    assert said.count("kept, nothing that it depends on has changed") == 4  # three in evaluate, one in stress
+    assert said.count("skipped, done already") == 9
+    assert said.count("kept, nothing that it depends on has changed") == 5  # four in evaluate, one in stress
     said = launch(
         "--phase=report", "--config=configs/quickstart.py:smoke", f"--workdir={workdir}", "--config.report.bootstrap=50"
     ).stdout

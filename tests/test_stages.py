@@ -53,7 +53,7 @@ def test_a_changed_field_runs_what_depends_on_it_and_keeps_the_old(traced, tmp_p
     traced.clear()
     config.experts.lr, before = 2e-4, config.experts.lr
     stages.run_all(config, tmp_path)
-    assert traced == ["experts", "joint", "evaluate", "stress", "report"]
+    assert traced == ["experts", "joint", "encoder", "evaluate", "stress", "report"]
     assert (tmp_path / "joint.previous" / "params").read_text() == "old"
     assert f"config.experts.lr {before} -> 0.0002" in capsys.readouterr().out
 
@@ -100,6 +100,16 @@ def test_a_configuration_of_before_a_phase_is_told_what_it_lacks(traced, tmp_pat
     assert not traced
 
 
+def test_without_a_mixture_nothing_is_made_of_it(traced, tmp_path, capsys):
+    config = quickstart.get_config()
+    config.joint.steps = 0
+    stages.run_all(config, tmp_path)
+    assert not {"joint", "encoder"} & set(traced)
+    assert "encoder: skipped, config.joint.steps turns it off" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"config.joint.steps=0 turns --phase=encoder off"):
+        stages.run(config, tmp_path, "encoder")
+
+
 def test_a_phase_whose_needs_are_missing_says_which(traced, tmp_path):
     with pytest.raises(FileNotFoundError, match="--phase=gate needs --phase=cluster"):
         stages.run(quickstart.get_config(), tmp_path, "gate")
@@ -123,7 +133,7 @@ def test_a_killed_phase_is_not_done_and_keeps_its_files(traced, tmp_path, monkey
 
 
 def test_an_optional_phase_runs_when_the_configuration_wants_it(traced, tmp_path, monkeypatch, capsys):
-    optional = stages.Phase("extra", ("embed",), ("gate",), wanted="gate.steps")
+    optional = stages.Phase("extra", ("embed",), ("gate",), wanted=("gate.steps",))
     evaluate = stages.Phase("eval", ("extra",), ("evaluate",))
     monkeypatch.setattr(stages, "PHASES", stages.PHASES | {"extra": optional, "evaluate": evaluate})
     config = quickstart.get_config()

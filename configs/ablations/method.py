@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     c.demo.held_out_speakers_per_voice = 11  # all conditions of each voice
     c.demo.evaluation_utterances = 15  # phase personalize takes ten of them
     c.mt.engine = "none"
+    c.encoder.steps = 0  # but where a variant has it
     return c.lock()
 
 

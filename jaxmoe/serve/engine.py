@@ -84,8 +84,8 @@ class Engine:
         return list(tokenizer.languages) if tokenizer.is_multilingual else ["en"]
 
     def speakers(self) -> list[str]:
-        """Folders of those whom the checkpoint's mixture is adapted to."""
-        if self.args.checkpoint is None or self.args.system not in ("", "moe"):
+        """Folders of those whom the checkpoint is adapted to; nobody where a system of it was chosen."""
+        if self.args.checkpoint is None or self.args.system:
             return []
         return sorted(p.name for p in (self.args.checkpoint / "personalize").glob("*/") if (p / "params").is_dir())
 

@@ -39,7 +39,7 @@ def make_run(tmp_path, **fields):
     (tmp_path / "t.csv").write_text("\n".join(lines))
     config, workdir = quickstart.get_config("smoke").unlock(), tmp_path / "run"
     config.data.update(corpus="manifest", path=str(tmp_path / "t.csv"), num_workers=1)
-    config.embed.variant_clips, config.mesh.data = 0, 1
+    config.embed.variant_clips, config.mesh.data, config.encoder.steps = 0, 1, 0
     config.update_from_flattened_dict(fields)
     prepare.run(config, workdir)
     embed.run(config, workdir)

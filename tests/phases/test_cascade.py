@@ -117,7 +117,7 @@ def test_behind_the_adapted_encoder_risk_goes_on_with_the_encoder(tmp_path, monk
     lines = [json.loads(line) for line in (workdir / "cascade/risk/metrics.jsonl").read_text().splitlines()]
     assert lines[-1]["nll"] < lines[0]["nll"] and lines[-1]["validation_nll"] > 0
 
-    before, after = (load_system("", workdir, system=name) for name in ("moe", "moe-risk"))
+    before, after = (load_system("", workdir, system=name) for name in ("moe-encoder", "moe-risk"))
     apart = spoken.apart(before, after)["blocks"]
     assert all(leaf > 0 for name in ("attn", "mlp1") for leaf in jax.tree.leaves(apart[name]))
     clips = split_clips(workdir, "evaluation")
