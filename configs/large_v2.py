@@ -88,7 +88,7 @@ def get_config() -> ConfigDict:
         **training,
     )
     c.baseline = dict(steps=20_000, batch_size=64, lr=1e-4, rank=0, **training)
-    c.encoder = dict(steps=0, batch_size=32, rank=4, lr=1e-4, **training)
+    c.encoder = dict(steps=0, batch_size=32, rank=4, lr=1e-4, **training)  # gradients of 32 more blocks; not tried
     c.personalize = dict(shots=0, steps=20, lr=1e-3)
     c.mt = dict(
         engine="local",

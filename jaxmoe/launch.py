@@ -11,7 +11,7 @@ PHASE is one of
   gate       the gate learns the clusters
   experts    one LoRA expert a cluster, the gate frozen
   joint      gate, experts and shared path together
-  encoder    the encoder adapted to everybody, from the audio (config.encoder.steps > 0)
+  encoder    the encoder adapted to everybody, from the audio
   personalize  the mixture adapted to each held-out speaker from a few recordings (config.personalize.shots > 0)
   baseline   one LoRA for everybody
   mt         fine-tunes the local translator (config.mt_tuning.steps > 0)
