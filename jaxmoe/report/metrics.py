@@ -25,7 +25,7 @@ from jaxmoe.report.stress import SMALL_GROUP, stress
 # Second comparisons beside those with the baseline: what an addition brings over what it was added to.
 PAIRS = (
     *(("moe", "lora"), ("moe-encoder", "moe"), ("moe-custom-mt", "moe"), ("moe-risk", "moe")),
-    ("salmonn-tuned", "salmonn"),
+    *(("moe-risk", "moe-encoder"), ("salmonn-tuned", "salmonn")),
 )
 GROUPS = (
     *("etiology", "severity", "prompt", "category", "sex", "language", "source", "channel", "length", "level", "snr"),
