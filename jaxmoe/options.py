@@ -144,9 +144,8 @@ def make_system(args: argparse.Namespace, speaker: str | None = None) -> "Recogn
     if args.model and args.checkpoint:
         raise ValueError(f"--model={args.model}: --checkpoint={args.checkpoint} brings its own; give one of them.")
     who = args.speaker if speaker is None else speaker
-    made = system.load_system(
-        args.model or "tiny.en", args.checkpoint, who, args.system, exact=not args.skip_padding
-    )
+    how = {"system": args.system, "exact": not args.skip_padding}
+    made = system.load_system(args.model or "tiny.en", args.checkpoint, who, **how)
     made.tokenizer.sot_sequence(args.language)  # a language the model lacks fails here, before any work
     return made
 
