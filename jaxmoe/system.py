@@ -313,7 +313,7 @@ def _folders(workdir: Path, speaker: str, system: str) -> tuple[str, str]:
     if speaker:
         return "joint", "encoder" if _personal_start(workdir, speaker) == "encoder" else ""
     there = {name: x for name, x in FOLDERS.items() if (workdir / x / "params").is_dir() and _record(workdir, x)}
-    if not there:
+    if not {"moe", "lora"} & set(there):
         raise ValueError(
             f"--checkpoint={workdir}: no trained run; expected joint or baseline with params and phase.json in it, "
             "which python -m jaxmoe.launch makes."

@@ -266,6 +266,7 @@ ERRORS = [
     (["--system=moe"], without("joint"), "has no joint/params; run --phase=joint, or take one of lora"),
     (["--system=lora"], without("baseline"), "run --phase=baseline, or take one of moe"),
     (["--system=moe-risk"], None, "no cascade/risk/params; run --phase=cascade, or take one of moe, lora"),
+    ([], lambda f: [without("baseline")(f), (f / "joint").rename(f / "encoder")], "no trained run; expected joint"),
     ([], without("joint", "baseline"), "no trained run; expected joint or baseline with params"),
     (["--gates=3"], None, "--gates=3: the run has experts 0 to 2; name one of them, or mean"),
     (["--speaker=bob"], None, "--speaker=bob: .* has no recording of up to 30 s; ids are those of corpus/metadata"),

@@ -136,6 +136,11 @@ def validation(
 def run(config: ConfigDict, workdir: Path) -> None:
     backbone, c = load_backbone(config), config.encoder
     model, folder = backbone.model, workdir / "encoder"
+    if model.routing == "given":
+        raise ValueError(
+            "config.model.routing='given': what routes by clusters has no gate that an adapted encoder could be heard "
+            "by; give --config.encoder.steps=0."
+        )
     said, held_out = (load_utterances(config, workdir, backbone, split) for split in ("train", "validation"))
     source = BatchSource(said, batch_size=c.batch_size, steps=c.steps, seed=config.seed)
     listen = listener(config, sounds_of(config, workdir, said, "train"))

@@ -76,6 +76,13 @@ def test_encoder_learns_is_continued_and_is_what_transcribe_evaluate_and_persona
     assert workdir / "personalize/evaluation" in lineage.trained_on(workdir, "train")  # it began with the encoder's
 
 
+def test_what_is_routed_by_clusters_is_told_to_leave_the_phase_out(tmp_path):
+    config, workdir = spoken.make_run(tmp_path, **SETTINGS)
+    config.model.routing = "given"
+    with pytest.raises(ValueError, match=r"give --config.encoder.steps=0"):
+        encoder.run(config, workdir)
+
+
 def _of_another_mixture(config, workdir, part, clips, frozen):
     """With a mixture trained otherwise since then, transcribe leaves the encoder as it was, and the row says why."""
     record = workdir / "joint" / "phase.json"
