@@ -27,18 +27,18 @@ Clips = dict[str, Clip]
 
 
 def evaluated(workdir: Path) -> Iterator[tuple[str, Texts]]:
-    """The adapted systems' rows of the run's own evaluation."""
+    """The adapted systems that the run has evaluated, and what they heard."""
     for system in ("moe", "lora", "moe-encoder"):
         if (path := workdir / "eval" / system / "hypotheses.jsonl").exists():
             rows = map(json.loads, path.read_text("utf-8").splitlines())
-            yield f"{system}, evaluation", {row["id"]: row["hypothesis"] for row in rows}
+            yield system, {row["id"]: row["hypothesis"] for row in rows}
 
 
 def in_windows_of_30_s(workdir: Path, clips: Clips) -> Iterator[tuple[str, Texts]]:
     """The run's systems, without fallback, in their own context and in whole windows."""
-    for system in ("moe", "lora"):
+    for system, _ in evaluated(workdir):
         run = read_run(workdir, system=system)
-        made = {k: run.config["embed"][k] for k in ("context", "margin_s")}
+        made = {k: run.settings["embed"][k] for k in ("context", "margin_s")}
         model = Adapted(system, run.model, run.base, run.tokenizer, run.params, **made)
         for context, name in ((made["context"], "as trained"), ("full", "in 30 s")):
             sounds = [clip.samples for clip in clips.values()]
@@ -97,7 +97,9 @@ def main() -> None:
     args = p.parse_args()
     enable_cache()
     clips = {str(c.path).removeprefix("evaluation/"): c for c in stored_clips(args.workdir, "evaluation/")}
-    ways: list[Callable[[], Iterator[tuple[str, Texts]]]] = [lambda: evaluated(args.workdir)]
+    ways: list[Callable[[], Iterator[tuple[str, Texts]]]] = [
+        lambda: ((f"{system}, evaluation", texts) for system, texts in evaluated(args.workdir))
+    ]
     ways += [] if args.skip_run else [lambda: in_windows_of_30_s(args.workdir, clips)]
     ways += [lambda f=f: heard_by(f, clips) for f in args.folders]
     kept: dict[str, Texts] = {}

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from configs import quickstart
-from jaxmoe import export, stages
+from jaxmoe import export, stages, system
+from jaxmoe import options as shared_options
 from jaxmoe.checkpoint import save_params
 from jaxmoe.data import embeddings, prepared
 from jaxmoe.data.audio import N_SAMPLES, SAMPLE_RATE, load_audio, log_mel_spectrogram
@@ -208,6 +209,10 @@ def test_an_encoder_that_is_adapted_is_merged_and_heard_with(encoder_adapted, tm
     pooled = embed_rows(run.model.whisper, run.base, sounds, **fields)[1][:, -1, 0]
     gates = np.asarray(run.model.gates(run.model.gate_logits(run.params, pooled))).mean(0, keepdims=True)
     assert_same(held(run, gates), theirs(hf_model(folder)))
+
+
+def test_what_can_be_chosen_is_what_a_run_can_hold():
+    assert shared_options.SYSTEMS == tuple(system.FOLDERS)
 
 
 def test_an_adapted_encoder_is_no_lora(encoder_adapted, tmp_path, capsys):
