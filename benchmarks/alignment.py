@@ -1,6 +1,6 @@
 """Cutting long recordings into windows: are the words given to a window those that are said in it?
 
-  python benchmarks/alignment.py --csv=CLIPS.csv --model=tiny.en
+  python -m benchmarks.alignment --csv=CLIPS.csv --model=tiny.en
 
 Clips with known transcripts are joined to recordings of one to three minutes, so that the truth is known: a window
 should hold the clips that lie in it. CLIPS.csv has the columns path, transcript and speaker.

@@ -1,6 +1,6 @@
 """What the clusters of a run agree with, and whether loudness has a part in it.
 
-COMMAND: python benchmarks/clusters.py WORKDIR [WORKDIR ...] [--equal_level] [--methods=hdbscan,kmeans,spectral]
+COMMAND: python -m benchmarks.clusters WORKDIR [WORKDIR ...] [--equal_level] [--methods=hdbscan,kmeans,spectral]
 Each WORKDIR is a run up to --phase=embed; its own configuration is used. Prints adjusted mutual information on the
 recordings clustered, on those of held-out speakers, and on these speakers, each counted once. --equal_level embeds all
 of them again at one level first.

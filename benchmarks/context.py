@@ -1,6 +1,6 @@
 """What trimming the encoder's context costs: the 30 s that Whisper was trained on against the audio and a margin.
 
-  python benchmarks/context.py --workdir=checkpoints/quickstart [--csv=CLIPS.csv]
+  python -m benchmarks.context --workdir=checkpoints/quickstart [--csv=CLIPS.csv]
 
 Hears the evaluation split of a run, and the recordings of a table (columns path, transcript, speaker), with the run's
 bare backbone and with its adapted system, greedily and without fallback. For each, against 30 s: WER and the paired

@@ -1,7 +1,7 @@
 """prepare on damaged files, and under kill -9.
 
-python benchmarks/corpus_faults.py fuzz --audio=1000 --json=1000   every one is used or set aside with a reason
-python benchmarks/corpus_faults.py kill --times=5                  the shards' bytes are those of an undisturbed run
+python -m benchmarks.corpus_faults fuzz --audio=1000 --json=1000   every one is used or set aside with a reason
+python -m benchmarks.corpus_faults kill --times=5                  the shards' bytes are those of an undisturbed run
 """
 
 import argparse

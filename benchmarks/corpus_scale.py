@@ -1,7 +1,7 @@
 """prepare on a generated SAP release of any size: time and memory of the index, of a second run, and of the build.
 
-  python benchmarks/corpus_scale.py --recordings=20000            index, splits, and a second look at it
-  python benchmarks/corpus_scale.py --recordings=2000 --build     also reads and stores, against real time
+  python -m benchmarks.corpus_scale --recordings=20000            index, splits, and a second look at it
+  python -m benchmarks.corpus_scale --recordings=2000 --build     also reads and stores, against real time
 
 The tree is as SAP's (tests/data/trees.py): a JSON a speaker, recordings hard-linked from a few clips of speech. Each
 measurement is a process of its own, so that its peak memory is its own.

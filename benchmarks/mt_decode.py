@@ -1,6 +1,6 @@
 """Greedy decoding of the local translators against transformers: same weights, same sources, float32, tokens a second.
 
-  python benchmarks/mt_decode.py [--model=marian|qwen2] [--batch=16] [--rounds=5]
+  python -m benchmarks.mt_decode [--model=marian|qwen2] [--batch=16] [--rounds=5]
 
 Weights are random, of the sizes of opus-mt-en-de (marian) or of a Qwen2 of 24 layers and width 512 (qwen2); the end
 token is out of reach, so that every row says as many tokens. Runs alternate, and the ratio is that of the medians:

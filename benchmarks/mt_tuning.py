@@ -1,7 +1,7 @@
 """What fine-tuning the local translator gives: BLEU before and after, on sentences that were not trained on.
 
-  python benchmarks/mt_tuning.py --workdir=checkpoints/quickstart            the prepared corpus's own pairs
-  python benchmarks/mt_tuning.py --ding=/usr/share/trans/de-en --test=FILE.en,FILE.de
+  python -m benchmarks.mt_tuning --workdir=checkpoints/quickstart            the prepared corpus's own pairs
+  python -m benchmarks.mt_tuning --ding=/usr/share/trans/de-en --test=FILE.en,FILE.de
                  pairs of the Ding dictionary (Debian's trans-de-en), tested on sentences of 4 to 14 words
 
 Intervals are of the difference, bootstrapped over sentences; a seed is a whole training. With --keep=DIR trainings and

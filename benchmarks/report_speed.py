@@ -1,6 +1,6 @@
 """How long the report of a large evaluation takes: 50,000 utterances x 8 systems, 1,000 bootstrap draws.
 
-COMMAND: python benchmarks/report_speed.py [--utterances=50000] [--speakers=500] [--draws=1000]
+COMMAND: python -m benchmarks.report_speed [--utterances=50000] [--speakers=500] [--draws=1000]
 
 Hypotheses are the references with words replaced, dropped and added at random, so that every utterance has errors to
 align; nothing is recognised. Time and memory are of the whole report: reading, scoring, intervals by group, the page.

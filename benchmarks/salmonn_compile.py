@@ -1,7 +1,7 @@
 """Compiles SALMONN's training and decoding steps at full size for a TPU slice that is not there; prints its memory.
 
 COMMAND: pip install --no-deps --target=DIR libtpu==0.0.42.1   (684 MB, Google Cloud Platform Terms of Service)
-         PYTHONPATH=.:DIR python benchmarks/salmonn_compile.py --size=13b --step=train --topology=v5e:2x4 --model=8
+         PYTHONPATH=.:DIR python -m benchmarks.salmonn_compile --size=13b --step=train --topology=v5e:2x4 --model=8
 Figures are XLA's own buffer assignment for the chip: arguments and temporaries on each device. RESULT: docs/salmonn.md
 """
 

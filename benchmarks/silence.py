@@ -1,6 +1,6 @@
 """What tells silence from speech for an adapted decoder: <|nospeech|> without and with adapters, and other figures.
 
-COMMAND: python benchmarks/silence.py --checkpoint=checkpoints/quickstart [--recordings=people.csv --columns=...]
+COMMAND: python -m benchmarks.silence --checkpoint=checkpoints/quickstart [--recordings=people.csv --columns=...]
 
 Sets: the ten quiet rooms of the phase `stress`; noise alone, white, pink and brown, 80 to 20 dB below full scale, 2 to
 10 s; the evaluation split; 21 of its utterances at 0 dB under three noises; recordings of your own. `written` counts

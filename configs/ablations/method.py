@@ -24,6 +24,7 @@ ORACLE = {"cluster.method": "etiology", "model.routing": "given"}
 EQUAL_RANKS = {"model.rank": 8, "model.shared_rank": 8, "model.alpha": 16.0}
 PRIVATE = {"model.rank": 9, "model.shared_rank": 0, "model.alpha": 18.0}
 ONE_ENCODER = {"model.num_experts": 1, "model.rank": 40, "model.alpha": 80.0, "model.top_k": 1, "encoder.steps": 80}
+SHARED_ENCODER = {"model.num_experts": 1, "model.rank": 1, "model.alpha": 2.0, "model.top_k": 1}
 LONG = {"encoder.steps": 320}
 
 VARIANTS = {
@@ -40,6 +41,12 @@ VARIANTS = {
     "encoder-long": Variant("the same for 320 steps", LONG, "moe-encoder", "encoder"),
     "one-encoder": Variant("one LoRA, encoder adapted too", ONE_ENCODER, "moe-encoder", "encoder"),
     "one-encoder-long": Variant("the same for 320 steps", ONE_ENCODER | LONG, "moe-encoder", "encoder-long"),
+    "shared-encoder-long": Variant(
+        "the shared path alone (rank 49), encoder adapted for 320 steps",
+        SHARED_ENCODER | LONG,
+        "moe-encoder",
+        "encoder-long",
+    ),
     "biases": Variant("the same by its biases alone", {"encoder.steps": 80, "encoder.rank": 0}, "moe-encoder", "moe"),
     "oracle": Variant("routed by the true etiology", ORACLE, against="moe"),
     "random": Variant("routed at random, by speaker", RANDOM, against="moe"),
