@@ -47,6 +47,12 @@ VARIANTS = {
         "moe-encoder",
         "encoder-long",
     ),
+    "small-encoder-long": Variant(
+        "one LoRA of rank 8, encoder adapted for 320 steps",
+        {"model.num_experts": 1, "model.rank": 4, "model.shared_rank": 4, "model.top_k": 1} | LONG,
+        "moe-encoder",
+        "encoder-long",
+    ),
     "biases": Variant("the same by its biases alone", {"encoder.steps": 80, "encoder.rank": 0}, "moe-encoder", "moe"),
     "oracle": Variant("routed by the true etiology", ORACLE, against="moe"),
     "random": Variant("routed at random, by speaker", RANDOM, against="moe"),
