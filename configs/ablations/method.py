@@ -53,6 +53,12 @@ VARIANTS = {
         "moe-encoder",
         "encoder-long",
     ),
+    "less-shared-encoder-long": Variant(
+        "mixture: shared path of rank 8, ten experts of rank 4, encoder adapted for 320 steps",
+        {"model.shared_rank": 8} | LONG,
+        "moe-encoder",
+        "shared-encoder-long",
+    ),
     "biases": Variant("the same by its biases alone", {"encoder.steps": 80, "encoder.rank": 0}, "moe-encoder", "moe"),
     "oracle": Variant("routed by the true etiology", ORACLE, against="moe"),
     "random": Variant("routed at random, by speaker", RANDOM, against="moe"),
