@@ -59,6 +59,12 @@ VARIANTS = {
         "moe-encoder",
         "shared-encoder-long",
     ),
+    "equal-ranks-encoder-long": Variant(
+        "mixture: shared path and experts of rank 8, encoder adapted for 320 steps",
+        EQUAL_RANKS | LONG,
+        "moe-encoder",
+        "one-encoder-long",
+    ),
     "biases": Variant("the same by its biases alone", {"encoder.steps": 80, "encoder.rank": 0}, "moe-encoder", "moe"),
     "oracle": Variant("routed by the true etiology", ORACLE, against="moe"),
     "random": Variant("routed at random, by speaker", RANDOM, against="moe"),
