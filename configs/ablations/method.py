@@ -38,10 +38,14 @@ VARIANTS = {
     "smeared": Variant("all experts mixed (no top k)", {"model.top_k": 0}, against="moe"),
     "top1": Variant("one expert an utterance", {"model.top_k": 1}, against="moe"),
     "kmeans": Variant("k-means instead of HDBSCAN", {"cluster.method": "kmeans"}, against="moe"),
-    "encoder": Variant("mixture, encoder adapted too", {"encoder.steps": 80}, "moe-encoder", "moe"),
-    "encoder-long": Variant("the same for 320 steps", LONG, "moe-encoder", "encoder"),
-    "one-encoder": Variant("one LoRA, encoder adapted too", ONE_ENCODER, "moe-encoder", "encoder"),
-    "one-encoder-long": Variant("the same for 320 steps", ONE_ENCODER | LONG, "moe-encoder", "encoder-long"),
+    "encoder": Variant("mixture, encoder adapted for 80 steps", {"encoder.steps": 80}, "moe-encoder", "moe"),
+    "encoder-long": Variant("mixture, encoder adapted for 320 steps", LONG, "moe-encoder", "encoder"),
+    "one-encoder": Variant(
+        "one LoRA (rank 88), encoder adapted for 80 steps", ONE_ENCODER, "moe-encoder", "encoder"
+    ),
+    "one-encoder-long": Variant(
+        "one LoRA (rank 88), encoder adapted for 320 steps", ONE_ENCODER | LONG, "moe-encoder", "encoder-long"
+    ),
     "shared-encoder-long": Variant(
         "the shared path alone (rank 49), encoder adapted for 320 steps",
         SHARED_ENCODER | LONG,
@@ -61,12 +65,17 @@ VARIANTS = {
         "shared-encoder-long",
     ),
     "equal-ranks-encoder-long": Variant(
-        "mixture: shared path and experts of rank 8, encoder adapted for 320 steps",
+        "mixture: shared path and experts of rank 8, encoder adapted for 320 steps (quickstart's)",
         EQUAL_RANKS | LONG,
         "moe-encoder",
         "one-encoder-long",
     ),
-    "biases": Variant("the same by its biases alone", {"encoder.steps": 80, "encoder.rank": 0}, "moe-encoder", "moe"),
+    "biases": Variant(
+        "mixture, encoder's biases adapted for 80 steps",
+        {"encoder.steps": 80, "encoder.rank": 0},
+        "moe-encoder",
+        "moe",
+    ),
     "oracle": Variant("routed by the true etiology", ORACLE, against="moe"),
     "random": Variant("routed at random, by speaker", RANDOM, against="moe"),
     "zero-shot": Variant("Whisper without fine-tuning", system="whisper-v2", against="moe"),
