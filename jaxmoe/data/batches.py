@@ -177,7 +177,8 @@ class BatchSource:
     def _plan(self, epoch: int) -> list[np.ndarray]:
         """The batches of an epoch: a shuffle, sorted stably by bucket and cut; the rest of under a batch waits for
         another epoch's shuffle, unless it is all there is."""
-        if self._epoch[0] != epoch:
+        found = self._epoch  # as it is now: other threads read other epochs
+        if found[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch])
             u, b = len(self.utterances), self.batch_size
             order = draw(self.utterances.groups, rng) if len(self.utterances.groups) else rng.permutation(u)
@@ -186,8 +187,8 @@ class BatchSource:
             order = order[: len(order) // b * b]
             order = order[np.lexsort((self.token_sizes[order], self.sizes[order]))]  # stable
             batches = list(order.reshape(-1, b))
-            self._epoch = (epoch, [batches[i] for i in rng.permutation(len(batches))])
-        return self._epoch[1]
+            self._epoch = found = (epoch, [batches[i] for i in rng.permutation(len(batches))])
+        return found[1]
 
     @property
     def batches_per_epoch(self) -> int:

@@ -39,7 +39,8 @@ class CachedTranslator:
         batches = self.engine.plan(missing)
         if self.courier:
             self.courier.announce(missing)
-        with tqdm(total=len(missing), desc=self.name, unit="text", disable=len(batches) < 2) as bar:
+        # leave=None: it goes when it is done where another bar goes on.
+        with tqdm(total=len(missing), desc=self.name, unit="text", leave=None, disable=len(batches) < 2) as bar:
             for batch in batches:
                 if self.courier:
                     self.courier.send(batch)

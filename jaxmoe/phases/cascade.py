@@ -15,14 +15,14 @@ Trained is the mixture, on the frozen encoder's latents. Behind phase `encoder`,
 instead: the encoder's adaptation, from the audio, with the mixture as it is. distill leaves the encoder frozen.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import functools
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
+import numpy as np
 import optax
 
 from jaxmoe import mt
@@ -36,7 +36,7 @@ from jaxmoe.phases import encoder
 from jaxmoe.train import losses, optimizer, risk
 from jaxmoe.train import state as states
 from jaxmoe.train.loop import StepFn, fit
-from jaxmoe.train.risk import RiskBatch
+from jaxmoe.train.risk import NBest, RiskBatch
 from jaxmoe.train.setup import (
     Backbone,
     embeddings_folder,
@@ -90,12 +90,16 @@ def make_step(
 
 
 class Lister:
-    """fit's `prepare`: adds N-best lists of the model at its last refresh, translated and judged."""
+    """fit's `prepare`: adds N-best lists of the model at its last refresh, translated and judged.
+
+    At a refresh the lists of all batches up to the next one are made, so that a translator has them at once: a model
+    on this machine takes little longer for many texts than for few, a service wants few requests.
+    """
 
     def __init__(
         self,
         backbone: Backbone,
-        utterances: Utterances,
+        source: BatchSource,
         translate: risk.Translate,
         *,
         n: int,
@@ -105,22 +109,33 @@ class Lister:
         hear: Hear = from_latents,
         listen: Callable[[Batch], Any] = lambda batch: batch,
     ) -> None:
-        self.backbone, self.utterances, self.translate = backbone, utterances, translate
+        self.backbone, self.source, self.translate = backbone, source, translate
         self.n, self.refresh, self.metric = n, refresh, metric
         self.base, self.hear, self.listen = backbone.base if base is None else base, jax.jit(hear), listen
         self.prompt = backbone.tokenizer.sot_sequence(language="en", task="transcribe", timestamps=False)
-        self._params: Any = None
+        self._lists: dict[int, NBest] = {}  # by step
 
     def __call__(self, state: states.TrainState, batch: Batch) -> RiskBatch:
-        if self._params is None or int(state.step) % self.refresh == 0:
-            self._params = jax.tree.map(jnp.copy, state.params)  # the step donates its own
-        model, tokenizer, heard = self.backbone.model, self.backbone.tokenizer, self.listen(batch)
-        params, base, encoded = self.hear(self._params, self.base, heard)
-        texts = risk.search(model, base, params, encoded, tokenizer, self.prompt, self.n)
-        nbest = risk.collate(texts, self.prompt, tokenizer.eot, self.n)
-        references = [self.utterances.translations[i] for i in batch.index]
-        costs = risk.judge(texts, references, tokenizer, self.translate, self.metric, self.n)
-        return RiskBatch(heard, nbest.replace(costs=costs))
+        step = int(state.step)
+        if step not in self._lists:
+            until = min(step - step % self.refresh + self.refresh, len(self.source))
+            self._lists = dict(zip(range(step, until), self._look(state.params, range(step, until)), strict=True))
+        return RiskBatch(self.listen(batch), self._lists.pop(step))
+
+    def _look(self, params: Any, steps: Sequence[int]) -> list[NBest]:
+        """The lists of the batches of `steps`."""
+        model, tokenizer = self.backbone.model, self.backbone.tokenizer
+        texts: list[list[list[list[int]]]] = []
+        references: list[str] = []
+        for batch in (self.source[step] for step in steps):
+            adapters, base, encoded = self.hear(params, self.base, self.listen(batch))
+            texts.append(risk.search(model, base, adapters, encoded, tokenizer, self.prompt, self.n))
+            references += [self.source.utterances.translations[i] for i in batch.index]
+        flat = [row for rows in texts for row in rows]
+        costs = risk.judge(flat, references, tokenizer, self.translate, self.metric, self.n)
+        parts = np.split(costs, np.cumsum([len(rows) for rows in texts])[:-1])
+        made = (risk.collate(rows, self.prompt, tokenizer.eot, self.n) for rows in texts)
+        return [nbest.replace(costs=part) for nbest, part in zip(made, parts, strict=True)]
 
 
 def translator(config: ConfigDict) -> mt.Translator:
@@ -200,18 +215,19 @@ def train(config: ConfigDict, workdir: Path, mode: str, backbone: Backbone) -> N
         start = from_encoder(config, workdir, backbone, said, held_out)
     else:
         start = from_joint(config, workdir, backbone, held_out)
+    source = BatchSource(said, batch_size=c.batch_size, steps=c.steps, seed=config.seed)
     prepare: dict[str, Any] = {}
     if mode == "risk":
         fields = {"n": c.nbest, "refresh": c.refresh, "metric": c.cost}
         ears = {"base": start.base, "hear": start.hear, "listen": start.listen}
-        prepare["prepare"] = Lister(backbone, said, translator(config).translate, **fields, **ears)
+        prepare["prepare"] = Lister(backbone, source, translator(config).translate, **fields, **ears)
     tx = make_tx(c, start.params, start.trainable)
     note_utterances(folder, said, held_out, start.folder)
     fit(
         make_step(backbone.model, tx, ce=c.ce, balance=config.joint.balance, hear=start.hear),
         states.create(start.params, tx, config.seed),
         start.base,
-        iterate(BatchSource(said, batch_size=c.batch_size, steps=c.steps, seed=config.seed)),
+        iterate(source),
         folder=folder,
         steps=c.steps,
         mesh=backbone.mesh,

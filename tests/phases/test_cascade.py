@@ -16,7 +16,7 @@ from jaxmoe.eval import systems
 from jaxmoe.eval.run import split_clips
 from jaxmoe.phases import cascade
 from jaxmoe.system import load_system
-from jaxmoe.train import loop, optimizer
+from jaxmoe.train import loop, optimizer, risk
 from jaxmoe.train import state as states
 from jaxmoe.train.setup import Backbone
 from tests import tiny
@@ -56,26 +56,49 @@ def setting(tmp_path_factory):
     return Backbone("tiny", mesh, base, model, Letters()), utterances, tiny.make_params(model, base)
 
 
-def lister(setting, translate=lambda texts: [text[::-1] for text in texts]):
-    return cascade.Lister(setting[0], setting[1], translate, n=3, refresh=2, metric="chrf")
+def lister(setting, source, translate=lambda texts: [text[::-1] for text in texts]):
+    return cascade.Lister(setting[0], source, translate, n=3, refresh=2, metric="chrf")
 
 
 def test_lists_are_of_the_model_at_its_last_refresh(setting):
     _, utterances, params = setting
-    batch = BatchSource(utterances, batch_size=4, steps=9, seed=0)[0]
-    lists = lister(setting)
+    source = BatchSource(utterances, batch_size=4, steps=3, seed=0)
     other = jax.tree.map(lambda x: -3.0 * x, params)
     at = lambda step, params: SimpleNamespace(step=jnp.int32(step), params=params)
-    first = lists(at(0, params), batch).nbest
+    lists, unrefreshed, refreshed = (lister(setting, source) for _ in range(3))
+    first = lists(at(0, params), source[0]).nbest
     assert (first.weights.sum(-1) > 0).all() and first.costs.min() >= 0 and first.costs.max() <= 1
     assert len({tuple(row) for row in first.targets[0].tolist()}) == 3  # three texts
-    np.testing.assert_array_equal(lists(at(1, other), batch).nbest.targets, first.targets)
-    later = lists(at(2, other), batch).nbest
-    assert later.targets.shape != first.targets.shape or (later.targets != first.targets).any()
+
+    second = lists(at(1, other), source[1]).nbest  # still of the parameters at step 0
+    unrefreshed(at(0, params), source[0])
+    for a, b in zip(jax.tree.leaves(second), jax.tree.leaves(unrefreshed(at(1, params), source[1]).nbest), strict=True):
+        np.testing.assert_array_equal(a, b)
+    third, anew = lists(at(2, other), source[2]).nbest, refreshed(at(2, params), source[2]).nbest
+    assert third.targets.shape != anew.targets.shape or (third.targets != anew.targets).any()
+
+
+def test_a_refresh_asks_the_translator_once_and_each_text_has_its_own_cost(setting):
+    backbone, utterances, params = setting
+    source, asked = BatchSource(utterances, batch_size=4, steps=3, seed=0), []
+    lists = lister(setting, source, lambda texts: asked.append(list(texts)) or [text[::-1] for text in texts])
+    prompt, seen = len(backbone.tokenizer.sot_sequence()), []
+    for step in range(3):
+        batch = source[step]
+        nbest = lists(SimpleNamespace(step=jnp.int32(step), params=params), batch).nbest
+        for row, index in enumerate(batch.index):
+            for tokens, weights, cost in zip(nbest.targets[row], nbest.weights[row], nbest.costs[row], strict=True):
+                text = backbone.tokenizer.decode(tokens[weights > 0][:-1].tolist())  # without its end
+                seen.append(text)
+                want = risk.sentence_costs("chrf", [text[::-1]], [utterances.translations[index]])
+                np.testing.assert_allclose(cost, want[0], atol=1e-6)
+    assert [len(texts) for texts in asked] == [24, 12] and [text for texts in asked for text in texts] == seen
+    assert nbest.weights[0, 0, : prompt - 1].sum() == 0
 
 
 def test_killed_and_continued_is_the_same(setting, tmp_path):
     backbone, utterances, params = setting
+    source = BatchSource(utterances, batch_size=4, steps=4, seed=0, buckets=1)
 
     def train(folder, steps):
         tx = optimizer.make_tx(
@@ -85,13 +108,13 @@ def test_killed_and_continued_is_the_same(setting, tmp_path):
             cascade.make_step(backbone.model, tx, ce=0.1, balance=0.01),
             states.create(jax.tree.map(jnp.copy, params), tx, 0),
             backbone.base,
-            iterate(BatchSource(utterances, batch_size=4, steps=4, seed=0, buckets=1)),
+            iterate(source),
             folder=folder,
             steps=steps,
             mesh=backbone.mesh,
             log_every=2,
             save_every=2,
-            prepare=lister(setting),
+            prepare=lister(setting, source),
         )
 
     whole = train(tmp_path / "whole", 4)
