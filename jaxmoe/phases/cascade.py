@@ -9,10 +9,10 @@ risk     L = E_{y ~ P^}[1 - score(MT(y), reference)] - baseline + ce * CE(transc
          cache, so that no text is translated twice.
 distill  L = CE(German | <|de|>): a multilingual decoder learns to answer English speech with German, from the
          references or from what the translator makes of the transcripts.
-Both keep the joint phase's balance of the gate.
 
-Trained is the mixture, on the frozen encoder's latents. Behind phase `encoder`, risk goes on with what that trained
-instead: the encoder's adaptation, from the audio, with the mixture as it is. distill leaves the encoder frozen.
+Trained is the mixture, on the frozen encoder's latents, with the joint phase's balance of the gate. Behind phase
+`encoder`, risk goes on with what that trained instead: the encoder's adaptation, from the audio, with the mixture as it
+is. distill leaves the encoder frozen.
 """
 
 from collections.abc import Callable, Sequence
@@ -183,6 +183,7 @@ class Start(NamedTuple):
     hear: Hear
     listen: Callable[[Batch], Any]
     evaluate: Callable[[Any], dict[str, float]]
+    balance: float  # of the gate, as the phase before had it
 
 
 def from_joint(config: ConfigDict, workdir: Path, backbone: Backbone, held_out: Utterances) -> Start:
@@ -191,7 +192,8 @@ def from_joint(config: ConfigDict, workdir: Path, backbone: Backbone, held_out: 
     params = load_params(folder / "params", jax.eval_shape(model.init, jax.random.key(0), backbone.base))
     trainable = [r"gate/.*", r"experts/.*"] + [r"shared/.*"] * bool(model.shared_rank)
     evaluate = validation(model, backbone, held_out, config.cascade.batch_size)
-    return Start(folder, params, backbone.base, trainable, from_latents, lambda batch: batch, evaluate)
+    listen = lambda batch: batch
+    return Start(folder, params, backbone.base, trainable, from_latents, listen, evaluate, config.joint.balance)
 
 
 def from_encoder(
@@ -204,7 +206,7 @@ def from_encoder(
     listen = encoder.listener(config, encoder.sounds_of(config, workdir, said, "train"))
     evaluate = encoder.validation(config, workdir, backbone, base, held_out, size)
     hear = lambda mine, mixture, heard: encoder.encoded(backbone.model, mixture, mine, heard)
-    return Start(folder, params, base, [".*"], hear, listen, evaluate)
+    return Start(folder, params, base, [".*"], hear, listen, evaluate, 0.0)
 
 
 def train(config: ConfigDict, workdir: Path, mode: str, backbone: Backbone) -> None:
@@ -224,7 +226,7 @@ def train(config: ConfigDict, workdir: Path, mode: str, backbone: Backbone) -> N
     tx = make_tx(c, start.params, start.trainable)
     note_utterances(folder, said, held_out, start.folder)
     fit(
-        make_step(backbone.model, tx, ce=c.ce, balance=config.joint.balance, hear=start.hear),
+        make_step(backbone.model, tx, ce=c.ce, balance=start.balance, hear=start.hear),
         states.create(start.params, tx, config.seed),
         start.base,
         iterate(source),
