@@ -85,6 +85,14 @@ def test_blocks_of_rows_make_no_difference(path, monkeypatch):
     np.testing.assert_array_equal(file.read("token_embd.weight", transpose=True), whole)
 
 
+def test_a_quantisation_that_nothing_reads_is_named(path):
+    file, name = gguf.File(path), "token_embd.weight"
+    shape, _, offset = file.tensors[name]
+    file.tensors[name] = gguf.TensorInfo(shape, 9, offset)  # Q8_1: the gguf package has no dequantiser for it
+    with pytest.raises(ValueError, match=r"token_embd\.weight is Q8_1.*another quantisation"):
+        file.read(name)
+
+
 def test_metadata_is_that_of_the_gguf_package(path):
     from gguf import GGUFReader
 

@@ -154,7 +154,8 @@ class File:
             for at in range(0, rows, step):
                 target[at : at + step] = dequantize(raw[at : at + step], kind)
         except NotImplementedError:
-            raise ValueError(f"{self.path}: {name} is {kind.name}, which cannot be dequantised.") from None
+            found = f"{self.path}: {name} is {kind.name}, which cannot be dequantised"
+            raise ValueError(f"{found}; take this model in another quantisation, such as Q8_0.") from None
         return values if transpose else values.reshape(shape)
 
 
