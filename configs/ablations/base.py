@@ -14,4 +14,5 @@ def get_config() -> ConfigDict:
     return c.lock()
 
 
-VARIANTS = {name: method.VARIANTS[name] for name in ("lora", "moe", "oracle", "zero-shot")}
+NAMES = ("lora", "moe", "one-encoder-long", "equal-ranks-encoder-long", "oracle", "zero-shot")
+VARIANTS = {name: method.VARIANTS[name] for name in NAMES}
