@@ -41,10 +41,12 @@ from jaxmoe.train.setup import (
     Backbone,
     embeddings_folder,
     load_backbone,
+    load_posterior,
     load_utterances,
     make_tx,
     note_utterances,
     validation,
+    watch_collapse,
 )
 from jaxmoe.weights import cache_folder
 
@@ -218,11 +220,14 @@ def train(config: ConfigDict, workdir: Path, mode: str, backbone: Backbone) -> N
     else:
         start = from_joint(config, workdir, backbone, held_out)
     source = BatchSource(said, batch_size=c.batch_size, steps=c.steps, seed=config.seed)
-    prepare: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    if config.model.routing == "gate":
+        posterior = load_posterior(workdir, backbone.model.num_experts)
+        options["watch"] = watch_collapse(posterior, config.joint.min_effective)
     if mode == "risk":
         fields = {"n": c.nbest, "refresh": c.refresh, "metric": c.cost}
         ears = {"base": start.base, "hear": start.hear, "listen": start.listen}
-        prepare["prepare"] = Lister(backbone, source, translator(config).translate, **fields, **ears)
+        options["prepare"] = Lister(backbone, source, translator(config).translate, **fields, **ears)
     tx = make_tx(c, start.params, start.trainable)
     note_utterances(folder, said, held_out, start.folder)
     fit(
@@ -236,7 +241,7 @@ def train(config: ConfigDict, workdir: Path, mode: str, backbone: Backbone) -> N
         log_every=c.log_every,
         save_every=c.save_every,
         evaluate=start.evaluate,
-        **prepare,
+        **options,
     )
 
 

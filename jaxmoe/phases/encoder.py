@@ -33,10 +33,12 @@ from jaxmoe.train.setup import (
     Backbone,
     embeddings_folder,
     load_backbone,
+    load_posterior,
     load_utterances,
     make_tx,
     nats_per_token,
     note_utterances,
+    watch_collapse,
 )
 
 Sound = Callable[[int], np.ndarray]
@@ -104,8 +106,10 @@ def make_step(model: MoEWhisper, tx: Any) -> StepFn:
     """A step over Heard; its base is what `nll` calls mixture."""
 
     def loss_fn(mine: Any, base: Any, heard: Heard) -> tuple[jax.Array, dict[str, jax.Array]]:
-        loss = losses.mean_nll(nll(model, base, mine, heard), heard.batch.weights)
-        return loss, {"loss": loss}
+        params, whisper, batch = encoded(model, base, mine, heard)
+        gates = model.gates(model.gate_logits(params, batch.embedding))
+        loss = losses.mean_nll(model.nll(whisper, params, batch, gates), batch.weights)
+        return loss, {"loss": loss, "mean_gate": gates.mean(0)}
 
     def step(state: states.TrainState, base: Any, heard: Heard) -> tuple[states.TrainState, dict[str, jax.Array]]:
         grads, metrics = jax.grad(loss_fn, has_aux=True)(state.params, base, heard)
@@ -159,6 +163,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
         save_every=c.save_every,
         evaluate=validation(config, workdir, backbone, base, held_out, c.batch_size),
         select="validation_nll",
+        watch=watch_collapse(load_posterior(workdir, model.num_experts), config.joint.min_effective),
         prepare=lambda state, batch: listen(batch),
     )
     save_params(folder / "params", load_params(folder / "best", mine))

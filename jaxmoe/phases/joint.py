@@ -8,23 +8,21 @@ the global batch, since jit sees all of it. The first config.joint.soft_steps mi
 gradient, at a temperature that falls to 1; then only the top k are kept.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
-import numpy as np
 import optax
 
 from jaxmoe.checkpoint import load_params
 from jaxmoe.data.batches import Batch
-from jaxmoe.model.moe import MoEWhisper, usage
+from jaxmoe.model.moe import MoEWhisper
 from jaxmoe.train import losses, optimizer
 from jaxmoe.train import state as states
 from jaxmoe.train.loop import StepFn
-from jaxmoe.train.setup import load_backbone, load_posterior, load_utterances, make_tx, train
+from jaxmoe.train.setup import load_backbone, load_posterior, load_utterances, make_tx, train, watch_collapse
 
 
 def scheduled_gates(
@@ -71,25 +69,6 @@ def make_step(model: MoEWhisper, tx: optax.GradientTransformation, c: ConfigDict
     return step
 
 
-def watch_collapse(live: int, floor: float) -> Callable[[dict[str, Any]], str | None]:
-    """What is logged -> a warning where routing falls under `floor` times the `live` experts.
-
-    Adds effective_experts, exp(H(mean gate)), to what is logged.
-    """
-
-    def watch(values: dict[str, Any]) -> str | None:
-        found = usage(np.array([values["mean_gate"]]))["effective_experts"]
-        values["effective_experts"] = found
-        if found >= floor * live:
-            return None
-        return (
-            f"routing collapses: {found:.1f} effective experts of {live} live ones, under the floor of "
-            f"{floor * live:.1f} (config.joint.min_effective={floor:g}). Raise config.joint.balance or soft_steps."
-        )
-
-    return watch
-
-
 def run(config: ConfigDict, workdir: Path) -> None:
     backbone, c = load_backbone(config), config.joint
     model = backbone.model
@@ -101,6 +80,5 @@ def run(config: ConfigDict, workdir: Path) -> None:
     )
     trainable = [r"experts/.*"] + [r"gate/.*"] * (not given) + [r"shared/.*"] * bool(model.shared_rank)
     tx = make_tx(c, params, trainable)
-    live = int((utterances.posterior.sum(0) > 0).sum())
-    watch = watch_collapse(live, c.min_effective)
+    watch = watch_collapse(posterior, c.min_effective)
     train(config, workdir, "joint", backbone, model, utterances, make_step(model, tx, c), params, tx, watch=watch)

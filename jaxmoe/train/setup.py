@@ -28,7 +28,7 @@ from jaxmoe.data.embeddings import Embeddings, with_windows
 from jaxmoe.data.text import Tokenizer
 from jaxmoe.model import lora
 from jaxmoe.model.load import load_whisper
-from jaxmoe.model.moe import MoEWhisper, make_moe
+from jaxmoe.model.moe import MoEWhisper, make_moe, usage
 from jaxmoe.train import optimizer
 from jaxmoe.train import state as states
 from jaxmoe.train.loop import StepFn, fit
@@ -217,6 +217,31 @@ def nats_per_token(
         return {"validation_nll": float(sum(t[0] for t in totals) / sum(t[1] for t in totals))}
 
     return evaluate
+
+
+def watch_collapse(
+    posterior: dict[str, np.ndarray], floor: float
+) -> Callable[[dict[str, Any]], str | None]:
+    """What is logged -> a warning where routing falls under `floor` times the experts that have a cluster.
+
+    Adds effective_experts, exp(H(mean gate)), to what is logged.
+
+    Args:
+      posterior: as load_posterior gives it.
+    """
+    live = int((np.stack(list(posterior.values())).sum(0) > 0).sum())
+
+    def watch(values: dict[str, Any]) -> str | None:
+        found = usage(np.array([values["mean_gate"]]))["effective_experts"]
+        values["effective_experts"] = found
+        if found >= floor * live:
+            return None
+        return (
+            f"routing collapses: {found:.1f} effective experts of {live} live ones, under the floor of "
+            f"{floor * live:.1f} (config.joint.min_effective={floor:g}). Raise config.joint.balance or soft_steps."
+        )
+
+    return watch
 
 
 def train(

@@ -10,6 +10,7 @@ import soundfile
 from configs import quickstart
 from jaxmoe import stages
 from jaxmoe.checkpoint import save_params
+from jaxmoe.data import prepared
 from jaxmoe.data.audio import SAMPLE_RATE, load_audio
 from jaxmoe.phases import embed, prepare
 from jaxmoe.train.setup import load_backbone
@@ -47,6 +48,11 @@ def make_run(tmp_path, **fields):
     save_params(workdir / "joint" / "params", backbone.model.init(jax.random.key(0), backbone.base))
     record = {"fingerprint": stages.fingerprint(config, "joint"), "settings": stages.settings(config, "joint")}
     (workdir / "joint" / "phase.json").write_text(json.dumps(record | {"done": True}))
+    (workdir / "clusters").mkdir()
+    ids = [x["id"] for x in prepared.open_metadata(workdir, "train")]
+    one = [1.0] + [0.0] * (config.model.num_experts - 1)
+    lines = [json.dumps({"id": id_, "membership": one, "fitted": True}) for id_ in ids]
+    (workdir / "clusters" / "assignments.jsonl").write_text("\n".join(lines))
     (workdir / "config.json").write_text(json.dumps({"config": config.to_dict()}))
     return config, workdir
 

@@ -18,6 +18,7 @@ from jaxmoe.model.moe import one_lora
 from jaxmoe.phases import baseline, experts, gate, joint
 from jaxmoe.train import loop, optimizer
 from jaxmoe.train import state as states
+from jaxmoe.train.setup import watch_collapse
 from tests import tiny
 
 
@@ -234,8 +235,9 @@ def test_noise_is_drawn_anew_at_every_step_and_repeats_exactly(setting):
 
 
 def test_collapse_is_said_loudly():
-    watch = joint.watch_collapse(live=8, floor=0.6)
-    even, collapsed = {"mean_gate": [0.125] * 8}, {"mean_gate": [0.93] + [0.01] * 7}
+    eight = {str(i): np.eye(10)[i] for i in range(8)}  # two of the ten experts have no cluster
+    watch = watch_collapse(eight, floor=0.6)
+    even, collapsed = {"mean_gate": [0.125] * 8 + [0, 0]}, {"mean_gate": [0.93] + [0.01] * 7 + [0, 0]}
     assert watch(even) is None and even["effective_experts"] == pytest.approx(8.0)
     assert "routing collapses: 1.5 effective experts of 8" in watch(collapsed)
 
