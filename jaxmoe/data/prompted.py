@@ -4,7 +4,7 @@ Every row of a batch draws its task and the wording of its prompt from the seed 
 run repeats exactly.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import dataclasses
 
 import numpy as np
@@ -14,6 +14,7 @@ from jaxmoe.data.batches import bucket_sizes
 from jaxmoe.model.salmonn import Prompted
 
 SPEECH = "<SpeechHere>"
+BUCKETS = 3  # padded sizes of latents; each costs one compilation
 # task -> wordings; the first is the one of evaluation. The two first are bytedance/SALMONN's, prompts/test_prompt.json;
 # it has none for training on German.
 PROMPTS = {
@@ -63,7 +64,6 @@ class PromptedSource:
       utterances: what to draw from; each has at least one task.
       translation_share: how often an utterance that has both tasks is translated rather than transcribed.
       steps: how many batches there are.
-      buckets: how many padded sizes of latents; each costs one compilation.
     """
 
     def __init__(
@@ -75,12 +75,11 @@ class PromptedSource:
         steps: int,
         seed: int,
         translation_share: float,
-        buckets: int = 3,
     ):
         self.utterances, self.wrapping = utterances, wrapping
         self.batch_size, self.steps, self.seed, self.share = batch_size, steps, seed, translation_share
         lengths = np.array([u.positions for u in utterances])
-        self.sizes = bucket_sizes(lengths, 50, most=buckets) if utterances[0].latents else np.zeros(len(lengths), int)
+        self.sizes = bucket_sizes(lengths, 50, most=BUCKETS) if utterances[0].latents else np.zeros(len(lengths), int)
         longest = np.array([max(map(len, u.targets.values())) for u in utterances])
         self.target_sizes = {size: -(-longest[self.sizes == size].max() // 8) * 8 for size in np.unique(self.sizes)}
 
@@ -108,6 +107,23 @@ class PromptedSource:
         order = np.resize(order, max(len(order) // self.batch_size, 1) * self.batch_size)
         batches = order[np.argsort(self.sizes[order], kind="stable")].reshape(-1, self.batch_size)
         return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def every_utterance(
+    utterances: Sequence[Spoken], wrapping: Wrapping, batch_size: int, task: str
+) -> Iterator[Prompted]:
+    """Each utterance once, with its target of `task`, or the one it has, and the wording of evaluation.
+
+    All batches are of one shape: the last is filled up with rows whose targets weigh nothing.
+    """
+    size = int(bucket_sizes(np.array([u.positions for u in utterances]), 50, most=1)[0]) if utterances[0].latents else 0
+    chosen = [(u, task if task in u.targets else next(iter(u.targets))) for u in utterances]
+    rows = [(u, PROMPTS[t][0], u.targets[t]) for u, t in chosen]
+    target_size = -(-max(len(target) for _, _, target in rows) // 8) * 8
+    for start in range(0, len(rows), batch_size):
+        picked = np.arange(start, start + batch_size)
+        batch = collate([rows[i % len(rows)] for i in picked], wrapping, size, target_size)
+        yield batch.replace(weights=batch.weights * (picked < len(rows))[:, None])
 
 
 def collate(

@@ -5,7 +5,7 @@ Writes  WORKDIR/salmonn/           checkpoints, metrics.jsonl, params
         WORKDIR/salmonn/spelling/  the same of the connector's start, where config.salmonn.spell_steps asks for one
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 import dataclasses
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import optax
 from jaxmoe import sharding
 from jaxmoe.data import lineage
 from jaxmoe.data.batches import iterate
-from jaxmoe.data.prompted import PromptedSource, Spoken
+from jaxmoe.data.prompted import PromptedSource, Spoken, every_utterance
 from jaxmoe.model.salmonn import Prompted, Salmonn
 from jaxmoe.train import spelling
 from jaxmoe.train import state as states
@@ -29,6 +29,7 @@ from jaxmoe.train.setup import make_tx
 
 # (params, base, batch, key of the dropout or None) -> loss in nats, summed over the batch, and number of tokens
 Loss = Callable[[Any, Any, Prompted, jax.Array | None], tuple[jax.Array, jax.Array]]
+Batches = Callable[[], Iterable[Prompted]]
 
 
 def answer_nll(
@@ -54,13 +55,13 @@ def make_step(loss: Loss, tx: optax.GradientTransformation) -> StepFn:
     return step
 
 
-def validation(loss: Loss, opened: Opened, source: PromptedSource) -> Callable[[Any], dict[str, float]]:
-    """params -> {"validation_nll"}: nats per token of `source`."""
+def validation(loss: Loss, opened: Opened, batches: Batches) -> Callable[[Any], dict[str, float]]:
+    """params -> {"validation_nll"}: nats per token of `batches`."""
     jitted = jax.jit(lambda params, base, batch: loss(params, base, batch, None))
 
     def evaluate(params: Any) -> dict[str, float]:
-        batches = (sharding.put_batch(source[i], opened.mesh) for i in range(len(source)))
-        totals = [jax.device_get(jitted(params, opened.base, b)) for b in batches]
+        placed = (sharding.put_batch(b, opened.mesh) for b in batches())
+        totals = [jax.device_get(jitted(params, opened.base, b)) for b in placed]
         return {"validation_nll": float(sum(t for t, _ in totals) / max(sum(n for _, n in totals), 1.0))}
 
     return evaluate
@@ -78,7 +79,7 @@ class Training:
 
 
 def train(
-    config: ConfigDict, opened: Opened, training: Training, source: PromptedSource, held_out: PromptedSource
+    config: ConfigDict, opened: Opened, training: Training, source: PromptedSource, held_out: Batches
 ) -> Any:
     """The parameters after a training that begins with the opened ones."""
     c = config.salmonn.copy_and_resolve_references().unlock()
@@ -104,18 +105,20 @@ def run(config: ConfigDict, workdir: Path) -> None:
     held_out = utterances(config, workdir, opened, "validation")
     spoken = utterances(config, workdir, opened, "train")
     lineage.write(folder, (x.speaker for x in spoken))
-    count = max(len(held_out) // c.batch_size, 1)
 
-    def source(found: list[Spoken], steps: int, **more: Any) -> PromptedSource:
-        return PromptedSource(found, opened.wrapping, batch_size=c.batch_size, steps=steps, **more)
+    def source(found: list[Spoken], steps: int, share: float) -> PromptedSource:
+        fields = {"steps": steps, "seed": config.seed, "translation_share": share}
+        return PromptedSource(found, opened.wrapping, batch_size=c.batch_size, **fields)
+
+    def once(found: list[Spoken], task: str) -> Batches:
+        return partial(every_utterance, found, opened.wrapping, c.batch_size, task)
 
     if c.spell_steps:
         said, heard = ([x for x in found if "asr" in x.targets] for found in (spoken, held_out))
         loss = partial(spelling.nll, opened.model, spelling.vocabulary([*said, *heard]))
         training = Training(loss, folder / "spelling", c.spell_steps, c.spell_lr, r"connector/.*")
-        batches = source(said, c.spell_steps, seed=config.seed, translation_share=0.0)
-        valid = source(heard, count, seed=0, translation_share=0.0, buckets=1)
-        opened = dataclasses.replace(opened, params=train(config, opened, training, batches, valid))
+        batches = source(said, c.spell_steps, 0.0)
+        opened = dataclasses.replace(opened, params=train(config, opened, training, batches, once(heard, "asr")))
     training = Training(partial(answer_nll, opened.model), folder, c.steps, c.lr)
-    batches = source(spoken, c.steps, seed=config.seed, translation_share=c.translation_share)
-    train(config, opened, training, batches, source(held_out, count, seed=0, translation_share=1.0, buckets=1))
+    batches = source(spoken, c.steps, c.translation_share)
+    train(config, opened, training, batches, once(held_out, "translation"))

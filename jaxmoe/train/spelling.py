@@ -42,7 +42,7 @@ def logits(speech: jax.Array, table: jax.Array) -> jax.Array:
 def ctc_nll(near: jax.Array, heard: jax.Array, labels: jax.Array, spelt: jax.Array) -> tuple[jax.Array, jax.Array]:
     """CTC's loss in nats, summed over the batch's transcripts, and their tokens.
 
-    Transcripts that have more tokens than there is speech are left out of both.
+    Transcripts that have no token, or more than there is speech, are left out of both.
 
     Args:
       near: [B, W, K + 1], logits, the blank's first.
@@ -52,7 +52,7 @@ def ctc_nll(near: jax.Array, heard: jax.Array, labels: jax.Array, spelt: jax.Arr
     loss = optax.ctc_loss(near, 1.0 - heard.astype(jnp.float32), labels, 1.0 - spelt)
     count = spelt.sum(axis=1)
     again = ((labels[:, 1:] == labels[:, :-1]) * spelt[:, 1:]).sum(axis=1)  # equal neighbours need a blank between them
-    fits = heard.sum(axis=1) >= count + again
+    fits = (count > 0) & (heard.sum(axis=1) >= count + again)
     return jnp.where(fits, loss, 0.0).sum(), jnp.where(fits, count, 0.0).sum()
 
 

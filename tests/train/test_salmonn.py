@@ -11,13 +11,13 @@ from tokenizers.models import WordLevel
 
 from jaxmoe import sharding
 from jaxmoe.data.batches import iterate
-from jaxmoe.data.prompted import PROMPTS, PromptedSource, Spoken, Wrapping
+from jaxmoe.data.prompted import PROMPTS, PromptedSource, Spoken, Wrapping, every_utterance
 from jaxmoe.model.llm import LanguageModel, LanguageModelDimensions
 from jaxmoe.model.qformer import Connector, QFormerDimensions
 from jaxmoe.model.salmonn import Salmonn
 from jaxmoe.model.whisper import Encoder
 from jaxmoe.phases.salmonn import answer_nll, make_step
-from jaxmoe.train import loop, optimizer
+from jaxmoe.train import loop, optimizer, spelling
 from jaxmoe.train import state as states
 from jaxmoe.train.salmonn import make_wrapping
 from tests import tiny
@@ -81,6 +81,19 @@ def test_batches_hold_what_was_drawn(setting):
             seen.add((index, task))
         assert (batch.before == batch.before[0]).all() and batch.before[0, 0] == 1
     assert {task for _, task in seen} == {"translation", "asr"} and len({i for i, _ in seen}) == 12
+
+
+def test_validation_is_of_every_utterance_once_however_many_a_batch(setting):
+    model, base, utterances = setting
+    params, tokens = model.init(jax.random.key(0)), spelling.vocabulary(utterances)
+    for task, loss in (("translation", partial(answer_nll, model)), ("asr", partial(spelling.nll, model, tokens))):
+        totals, summed = [], jax.jit(loss)
+        for size in (5, 12):
+            batches = list(every_utterance(utterances, WRAPPING, size, task))
+            assert len({b.targets.shape for b in batches}) == 1 and len(batches) == -(-12 // size)
+            totals.append(np.sum([summed(params, base, batch) for batch in batches], axis=0))
+        np.testing.assert_allclose(totals[0], totals[1], rtol=1e-5)
+        assert totals[0][1] == (34 if task == "translation" else 12)  # the two without German answer in English
 
 
 def test_batches_are_no_wider_than_their_utterances_need():

@@ -16,9 +16,7 @@ from tests.train.test_salmonn import WRAPPING, setting  # noqa: F401  a fixture
 
 
 def source_of(utterances, batch_size=4):
-    return PromptedSource(
-        utterances, WRAPPING, batch_size=batch_size, steps=1, seed=0, translation_share=0.0, buckets=1
-    )
+    return PromptedSource(utterances, WRAPPING, batch_size=batch_size, steps=1, seed=0, translation_share=0.0)
 
 
 def probability(near: np.ndarray, text: list[int]) -> float:
