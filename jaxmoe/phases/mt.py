@@ -8,6 +8,7 @@ in training is what the corpus's train speakers read, and reported as such.
 """
 
 from collections.abc import Callable, Sequence
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -124,4 +125,19 @@ def run(config: ConfigDict, workdir: Path) -> None:
     counts = {"corpus": len(train), "given": len(more), "validation": len(validation)}
     print(", ".join(f"{name} pairs: {count}" for name, count in counts.items()))
     tune(config, folder, config.mt.model, [*train, *more], validation)
-    (folder / "pairs.json").write_text(json.dumps(counts))
+    (folder / "pairs.json").write_text(json.dumps(counts | {"sha256": _digest(config)}))
+
+
+def news(config: ConfigDict, workdir: Path) -> str:
+    """Whether the pairs given beside the corpus's own are others now than were trained on."""
+    file = workdir / "mt" / "pairs.json"
+    known = json.loads(file.read_text()).get("sha256") if file.exists() else None
+    if known in (None, _digest(config)):
+        return ""
+    return f"{config.mt_tuning.pairs} is not what was trained on; --phase=mt --force trains on what is there now."
+
+
+def _digest(config: ConfigDict) -> str:
+    """Of the file of pairs; "" where there is none."""
+    path = Path(config.mt_tuning.pairs)
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""

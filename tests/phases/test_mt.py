@@ -157,6 +157,12 @@ def test_the_run_knows_whose_sentences_the_translator_has_seen(path, tmp_path):
     stored.write(tmp_path / "corpus", {"train": [*rows, silent], "validation": validation, "evaluation": rows[:1]})
     config = make_config(path, patience=9)
     config.mt_tuning.steps = 1
+    more = tmp_path / "more.tsv"
+    more.write_text("A sentence.\tEin Satz.\n")
+    config.mt_tuning.pairs = str(more)
     phase.run(config, tmp_path)
+    assert not phase.news(config, tmp_path)
+    more.write_text("Another sentence.\tEin anderer Satz.\n")
+    assert "--phase=mt --force" in phase.news(config, tmp_path)
     seen = {who: lineage.trained_on(tmp_path, who) for who in ("a", "b", "c", "without German")}
     assert seen == {"a": [tmp_path / "mt"], "b": [tmp_path / "mt"], "c": [tmp_path / "mt"], "without German": []}
