@@ -27,6 +27,7 @@ PRIVATE = {"model.rank": 9, "model.shared_rank": 0, "model.alpha": 18.0}
 ONE_ENCODER = {"model.num_experts": 1, "model.rank": 40, "model.alpha": 80.0, "model.top_k": 1, "encoder.steps": 80}
 SHARED_ENCODER = {"model.num_experts": 1, "model.rank": 1, "model.alpha": 2.0, "model.top_k": 1}
 LONG = {"encoder.steps": 320}
+BARE = {"experts.steps": 1, "experts.lr": 0.0, "joint.steps": 1, "joint.lr": 0.0}  # adapters that change nothing
 
 VARIANTS = {
     "lora": Variant("one LoRA, as many parameters as the mixture (rank 88)", system="lora"),
@@ -57,6 +58,9 @@ VARIANTS = {
         {"model.num_experts": 1, "model.rank": 4, "model.shared_rank": 4, "model.top_k": 1} | LONG,
         "moe-encoder",
         "encoder-long",
+    ),
+    "bare-encoder-long": Variant(
+        "Whisper's own decoder, encoder adapted for 320 steps", BARE | LONG, "moe-encoder", "small-encoder-long"
     ),
     "less-shared-encoder-long": Variant(
         "mixture: shared path of rank 8, ten experts of rank 4, encoder adapted for 320 steps",
