@@ -3,6 +3,8 @@
 COMMAND: python -m jaxmoe.ablate --config=configs/ablations/base.py
 """
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from configs.ablations import method
@@ -16,3 +18,4 @@ def get_config() -> ConfigDict:
 
 NAMES = ("lora", "moe", "one-encoder-long", "equal-ranks-encoder-long", "oracle", "zero-shot")
 VARIANTS = {name: method.VARIANTS[name] for name in NAMES}
+VARIANTS["one-encoder-long"] = dataclasses.replace(VARIANTS["one-encoder-long"], against="lora")
