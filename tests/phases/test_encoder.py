@@ -27,7 +27,7 @@ def saved(config, workdir):
 
 
 def test_encoder_learns_is_continued_and_is_what_transcribe_evaluate_and_personalize_hear_with(tmp_path, monkeypatch):
-    config, workdir = spoken.make_run(tmp_path, **SETTINGS)
+    config, workdir = spoken.make_run(tmp_path, **SETTINGS, **{"joint.min_effective": 11.0})
     frozen = load_system("", workdir)
     listener = encoder.listener
 
@@ -51,7 +51,7 @@ def test_encoder_learns_is_continued_and_is_what_transcribe_evaluate_and_persona
     lines = [json.loads(line) for line in (workdir / "encoder" / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines] == [0, 1, 2, 3, 4]
     assert lines[-1]["validation_nll"] < lines[0]["validation_nll"] and lines[-1]["loss"] < lines[1]["loss"]
-    assert all(x["effective_experts"] >= 1.0 for x in lines[1:])
+    assert all("routing collapses" in x["warning"] for x in lines[1:])  # more experts are asked for than there are
 
     (workdir / "encoder").rename(workdir / "encoder.previous")
     stages.run(config, workdir, "encoder")
