@@ -14,6 +14,7 @@ def get_config() -> ConfigDict:
         corpus="manifest",
         path="",
         pretrain_share=0.2,
+        unseen_etiologies="",  # "ALS,stroke": only evaluated, to see what a run does for what it has not heard
         num_workers=8,
     )
     c.quality = dict(  # what is set aside

@@ -14,6 +14,7 @@ def get_config(variant: str = "full") -> ConfigDict:
         corpus="demo",  # demo, manifest, sap, torgo, uaspeech or huggingface
         path="",  # of the corpus, where it has one
         pretrain_share=0.5,  # of train, for clusters, gate and experts; 0.2 for a corpus of hours rather than minutes
+        unseen_etiologies="",  # "ALS,stroke": only evaluated, to see what a run does for what it has not heard
         num_workers=2,
     )
     c.quality = dict(  # what is set aside

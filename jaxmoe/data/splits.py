@@ -1,8 +1,10 @@
 """Splits: by speaker, stratified by etiology, the same for a seed whatever the machine and the order of files."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 import hashlib
+
+from jaxmoe.data.corpora import Recording, Refused
 
 HELD_OUT_SHARE = 0.1  # of the speakers, for validation and again for evaluation
 
@@ -32,6 +34,34 @@ def assign(speakers: Sequence[Speaker], seed: int) -> Mapping[str, str]:
     if "validation" not in split.values() and "evaluation" in split.values():
         split |= _draw([s for s in speakers if s.split == "train"], seed, ("validation",))
     return split
+
+
+def only_evaluated(
+    scanned: Iterable[tuple[Recording | Refused, str]], etiologies: str
+) -> Iterator[tuple[Recording | Refused, str]]:
+    """What is listed, with speakers of some etiologies ("ALS, stroke") in evaluation alone.
+
+    Of those whom the corpus's own split trains or validates with, recordings are refused: evaluation may have been put
+    together with care.
+
+    Raises:
+      ValueError: at the end, an etiology that nobody has.
+    """
+    wanted, found = {name.strip() for name in etiologies.split(",")} - {""}, set()
+    for item, state in scanned:
+        found.add(item.etiology)
+        if isinstance(item, Refused) or item.etiology not in wanted:
+            yield item, state
+        elif item.split in ("", "evaluation"):
+            yield replace(item, split="evaluation"), state
+        else:
+            detail = f"of {item.split}, and config.data.unseen_etiologies has {item.etiology!r}"
+            yield Refused(item.id, "etiology held out", detail, item.source, item.speaker, item.etiology), ""
+    if missing := wanted - found:
+        raise ValueError(
+            f"config.data.unseen_etiologies={etiologies!r}: nobody has {', '.join(sorted(missing))}; there are "
+            f"{', '.join(sorted(found))}."
+        )
 
 
 def _draw(speakers: Sequence[Speaker], seed: int, parts: Sequence[str]) -> dict[str, str]:

@@ -198,8 +198,8 @@ def run(config: ConfigDict, workdir: Path) -> None:
             before = texts(config, backbone, params, base, sounds)
             after = texts(config, backbone, *own, sounds) if steps else before
             rows = [
-                {"id": ids[i], "speaker": speaker, "steps": steps, "reference": about[at[ids[i]]]["text"]}
-                | {"before": b, "after": a}
+                {"id": ids[i], "speaker": speaker, "etiology": about[at[ids[i]]]["etiology"], "steps": steps}
+                | {"reference": about[at[ids[i]]]["text"], "before": b, "after": a}
                 for i, b, a in zip(rest, before, after, strict=True)
             ]
             temporary = file.with_suffix(".tmp")
@@ -215,6 +215,8 @@ def report(folder: Path, lines: Sequence[Row], speakers: int, shots: int) -> Non
         print(f"  adapted {speakers} speakers; none has more than {shots} recordings, so none is judged")
         return
     found = figures(lines)
+    groups = sorted({x["etiology"] for x in lines})
+    found["by_etiology"] = {g: figures([x for x in lines if x["etiology"] == g]) for g in groups}
     (folder / "figures.json").write_text(json.dumps(found, indent=2))
     span = found["difference_ci95"]
     print(

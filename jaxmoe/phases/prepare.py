@@ -27,6 +27,7 @@ from jaxmoe.data.checks import Limits
 from jaxmoe.data.corpora import SPLITS, Recording, Refused, list_corpus
 from jaxmoe.data.index import Index, fingerprint, scan
 from jaxmoe.data.lineage import forgotten, without
+from jaxmoe.data.splits import only_evaluated
 from jaxmoe.data.summary import print_summary, summarise
 from jaxmoe.report.data_card import write_card
 
@@ -93,10 +94,11 @@ def news(config: ConfigDict, workdir: Path) -> str:
 
 
 def _listed(config: ConfigDict, workdir: Path) -> Iterator[tuple[Recording | Refused, str]]:
-    """What the corpus lists, with the state of each file, but for those who are forgotten."""
+    """What the corpus lists, with the state of each file, without those who are forgotten."""
     c = config.data
     listing = list_corpus(c.corpus, c.path, config.seed, **_options(config))
-    return without(forgotten(Path(workdir)), scan(listing))
+    kept = without(forgotten(Path(workdir)), scan(listing))
+    return only_evaluated(kept, c.unseen_etiologies) if c.unseen_etiologies else kept
 
 
 def _options(config: ConfigDict) -> dict[str, object]:

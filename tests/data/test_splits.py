@@ -8,7 +8,7 @@ import pytest
 
 from jaxmoe.data.corpora import SPLITS, Recording, Refused
 from jaxmoe.data.index import Index, fingerprint, scan, shard_ranges
-from jaxmoe.data.splits import Speaker, assign
+from jaxmoe.data.splits import Speaker, assign, only_evaluated
 
 ETIOLOGIES = ["Parkinson's disease"] * 6 + ["ALS"] * 2 + ["stroke"] * 2
 
@@ -54,6 +54,29 @@ def test_shares_are_met_within_each_etiology():
 @pytest.mark.parametrize("count,splits", [(1, 1), (2, 1), (3, 3), (5, 3), (12, 3)])
 def test_few_speakers(count, splits):
     assert len(set(assign(speakers(count), seed=0).values())) == splits
+
+
+def test_unseen_etiologies_are_only_evaluated(file):
+    listed = [
+        *recordings(file, 100),
+        Recording("t", "t", "Trained on.", file, etiology="stroke", split="train"),
+        Recording("e", "e", "Evaluated.", file, etiology="stroke", split="evaluation"),
+        Refused("gone", "missing file", "No such file", etiology="stroke"),
+    ]
+    kept = {x.id: (x, state) for x, state in only_evaluated(scan(listed), " stroke,ALS")}
+    assert kept.keys() == {x.id for x in listed}
+    for item in listed:
+        if item.etiology == "Parkinson's disease" or isinstance(item, Refused):
+            assert kept[item.id][0] == item
+        elif item.split != "train":
+            assert kept[item.id][0] == replace(item, split="evaluation") and kept[item.id][1]
+    refused = kept["t"][0]
+    assert isinstance(refused, Refused) and refused.reason == "etiology held out" and "'stroke'" in refused.detail
+
+
+def test_an_etiology_that_nobody_has_is_named(file):
+    with pytest.raises(ValueError, match="nobody has dysphonia; there are ALS, Parkinson's disease, stroke"):
+        list(only_evaluated(scan(recordings(file, 100)), "ALS,dysphonia"))
 
 
 def test_official_split_wins():

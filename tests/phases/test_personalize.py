@@ -90,7 +90,8 @@ def test_who_is_adapted_to_is_heard_so_by_transcribe(tmp_path):
     record = {"settings": stages.settings(config, "personalize"), "done": True}
     (workdir / "personalize/phase.json").write_text(json.dumps(record))
     (row,) = map(json.loads, (workdir / "personalize/evaluation/hypotheses.jsonl").read_text().splitlines())
-    assert row["steps"] > 0 and json.loads((workdir / "personalize/figures.json").read_text())["speakers"] == 1
+    found = json.loads((workdir / "personalize/figures.json").read_text())
+    assert row["steps"] > 0 and found["speakers"] == 1 and found["by_etiology"].keys() == {row["etiology"]}
     mine, anybody = (load_system("", workdir, speaker) for speaker in ("evaluation", ""))
     moved = spoken.apart(mine, anybody)["blocks"]["mlp1"]
     assert moved["bias"] > 0 == moved["kernel"]

@@ -30,7 +30,7 @@ REAL = Path(__file__).parents[2] / "../shared/data/real_speech/real.csv"
 
 
 def config_for(path: object = "", **data: object) -> ConfigDict:
-    options = {"pretrain_share": 0.2, "num_workers": 1}
+    options = {"pretrain_share": 0.2, "unseen_etiologies": "", "num_workers": 1}
     config = ConfigDict({"seed": 0, "manifest": {"columns": ""}, "quality": vars(LIMITS)})
     config.data = {"corpus": "manifest", "path": str(path), **options, **data}
     return config
@@ -60,6 +60,16 @@ def stored(workdir: Path) -> dict[str, list[dict]]:
 def rejected(workdir: Path) -> dict[str, str]:
     lines = (workdir / "corpus/rejected.jsonl").read_text().splitlines()
     return {row["id"]: row["reason"] for row in map(json.loads, lines)}
+
+
+def test_unseen_etiologies_are_in_evaluation_alone(tmp_path):
+    table, workdir = write_table(tmp_path, speakers=8), tmp_path / "run"
+    prepare.run(config_for(table, pretrain_share=1.0, unseen_etiologies="ALS"), workdir)
+    found = {split: {row["etiology"] for row in rows} for split, rows in stored(workdir).items()}
+    assert found["train"] == found["validation"] == {"stroke"} and "ALS" in found["evaluation"]
+    assert not rejected(workdir)
+    prepare.run(config_for(table, pretrain_share=1.0), workdir)  # another corpus, which is made anew
+    assert {row["etiology"] for row in stored(workdir)["train"]} == {"ALS", "stroke"}
 
 
 def test_bad_files_are_set_aside_with_their_reason(tmp_path):
