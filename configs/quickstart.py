@@ -1,6 +1,7 @@
 """Whisper tiny.en with ten LoRA experts on the demo corpus (simulated disorders), beside base, on two CPU cores.
 
 COMMAND: python -m jaxmoe.launch --phase=all --config=configs/quickstart.py
+Variant `encoder` adapts the encoder alone and leaves Whisper's decoder as it is: quickstart.py:encoder.
 Variant `smoke` runs every phase in about a minute with a few utterances and steps, to see that an installation works.
 """
 
@@ -208,6 +209,13 @@ def get_config(variant: str = "full") -> ConfigDict:
         c.experts.batch_size = c.joint.batch_size = c.encoder.batch_size = c.baseline.batch_size = 4
         c.stress.update(systems=("moe",), utterances=1, noises=("white",), snr_db=(10.0,))
         c.model.second, c.mt.engine, c.report.bootstrap = "", "none", 100
+    elif variant == "encoder":
+        c.model.update(num_experts=1, top_k=1, rank=1, shared_rank=0, alpha=1.0)
+        for phase in ("experts", "joint"):  # the one expert stays what it is drawn as, and changes nothing
+            c[phase].update(steps=1, lr=0.0)
+        c.baseline.steps = 0
+        c.evaluate.systems = tuple(name for name in c.evaluate.systems if name not in ("lora", "moe"))
+        c.stress.systems = ("whisper-v2", "moe-encoder")
     elif variant != "full":
-        raise ValueError(f"configs/quickstart.py:{variant}: expected full or smoke.")
+        raise ValueError(f"configs/quickstart.py:{variant}: expected full, encoder or smoke.")
     return c.lock()

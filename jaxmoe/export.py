@@ -91,6 +91,8 @@ def fix(run: "Run", workdir: Path, expert: int | None, speaker: str) -> Fixed:
     count = run.model.num_experts
     if not count:
         return Fixed(np.zeros((1, 0), np.float32), f"the one LoRA of {run.name}", "")
+    if count == 1 and expert is None and not speaker:
+        return Fixed(np.ones((1, 1), np.float32), f"{run.name} with its one expert", "")
     lost = "experts are no longer chosen for each utterance"
     if expert is not None:
         if expert >= count:

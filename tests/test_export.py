@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 import re
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,11 @@ def exported(workdir: Path, folder: Path, *options: str) -> Path:
     assert export.main([f"--checkpoint={workdir}", f"--output_dir={folder}", *options]) == 0
     assert not [p for p in folder.parent.iterdir() if p.name.startswith(".")]
     return folder
+
+
+def test_one_expert_is_held_without_loss():
+    fixed = export.fix(SimpleNamespace(name="run/joint", model=SimpleNamespace(num_experts=1)), Path(), None, "")
+    assert fixed.gates.tolist() == [[1.0]] and not fixed.cost
 
 
 def sound() -> np.ndarray:

@@ -28,6 +28,13 @@ def test_all_runs_once_and_continues_after_the_last_that_ended(traced, tmp_path)
     assert incremental == ["evaluate", "stress"] and traced == [*wanted, *incremental]
 
 
+def test_the_encoder_alone_can_be_adapted(traced, tmp_path):
+    config = quickstart.get_config("encoder")
+    stages.run_all(config, tmp_path)
+    assert "encoder" in traced and "baseline" not in traced
+    assert config.experts.lr == config.joint.lr == 0 and set(config.stress.systems) <= set(config.evaluate.systems)
+
+
 def test_an_incremental_phase_keeps_its_folder_and_what_it_returns_runs_the_next(traced, tmp_path, monkeypatch):
     ran, results = [], {"evaluate": "a"}
     monkeypatch.setattr(stages.Phase, "run", lambda self, name: lambda c, w: ran.append(name) or results.get(name))
