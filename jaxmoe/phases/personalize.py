@@ -173,7 +173,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     params = load_params(workdir / "joint" / "params", jax.eval_shape(model.init, jax.random.key(0), base))
     start = workdir / ("encoder" if config.encoder.steps else "joint")
     if config.encoder.steps:
-        print("  behind an adapted encoder this did harm where it was measured (docs/method.md, 5)")
+        print("  behind an encoder adapted to others of the same disorder this did harm (docs/method.md, 5)")
         params, base = moved(start, model, params, base, config.encoder.rank)
     utterances = load_utterances(config, workdir, backbone, "evaluation")
     about = prepared.open_metadata(workdir, "evaluation")
