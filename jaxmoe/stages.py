@@ -74,7 +74,7 @@ PHASES: dict[str, Phase] = {
         incremental=True,
     ),
     "stress": Phase("stress", ("evaluate",), ("stress",), wanted=("stress.systems",), incremental=True),
-    "report": Phase("report", ("evaluate", "stress"), ("report",)),
+    "report": Phase("report", ("evaluate", "stress", "personalize"), ("report",)),
 }
 
 

@@ -339,6 +339,12 @@ def _folders(workdir: Path, speaker: str, system: str) -> tuple[str, str]:
     return "joint", folder
 
 
+def personal_start(workdir: Path) -> tuple[str, bool]:
+    """The phase whose model was adapted to people, and whether it is the one that is there."""
+    start = "encoder" if behind_encoder(workdir, "personalize") else "joint"
+    return start, follows(workdir, "personalize", start) and (start == "joint" or encoder_rank(workdir) is not None)
+
+
 def _personal_start(workdir: Path, speaker: str) -> str:
     """The phase whose model was adapted to a speaker. Raises ValueError where that is not the one that is there."""
     folder = personal_folder(workdir, speaker)
@@ -347,8 +353,8 @@ def _personal_start(workdir: Path, speaker: str) -> str:
         raise ValueError(
             f"--speaker={speaker}: {workdir} is adapted to {known}; run --phase=personalize for this speaker."
         )
-    start = "encoder" if behind_encoder(workdir, "personalize") else "joint"
-    if not follows(workdir, "personalize", start) or (start == "encoder" and encoder_rank(workdir) is None):
+    start, current = personal_start(workdir)
+    if not current:
         raise ValueError(
             f"--speaker={speaker}: {folder} was adapted from another model than {workdir / start} holds; run "
             "--phase=personalize again."

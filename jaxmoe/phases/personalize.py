@@ -217,6 +217,7 @@ def report(folder: Path, lines: Sequence[Row], speakers: int, shots: int) -> Non
     found = figures(lines)
     groups = sorted({x["etiology"] for x in lines})
     found["by_etiology"] = {g: figures([x for x in lines if x["etiology"] == g]) for g in groups}
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "figures.json").write_text(json.dumps(found, indent=2))
     span = found["difference_ci95"]
     print(

@@ -1,7 +1,7 @@
 """Phase report: the numbers of a run and the page that shows them.
 
 Reads:  WORKDIR/eval/*/{system.json,hypotheses.jsonl}, the same in stress/, clusters/{clusters,map}.json,
-        */metrics.jsonl, config.json; corpus/ for the recordings on the page
+        personalize/figures.json, */metrics.jsonl, config.json; corpus/ for the recordings on the page
 Writes: WORKDIR/report/{metrics.json,index.html,systems.csv,systems.tex}, WORKDIR/README.md (the model card)
 """
 

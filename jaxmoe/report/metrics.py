@@ -69,6 +69,7 @@ def build(
             "differences": _differences(runs, scored, index, speakers, baseline, drawing),
             "clusters": _clusters(workdir),
             "routing": routing(utterances, runs),
+            "personalize": _personalize(workdir),
             "stress": stress(workdir, utterances, runs, scored, baseline, regime, drawing),
             "errors": _errors(utterances, runs, scored, (focus, baseline)),
             "corpus": _corpus(utterances, speakers),
@@ -324,6 +325,16 @@ def _corpus(utterances: Utterances, speakers: int) -> dict[str, Any]:
 def _clusters(workdir: Path) -> dict[str, Any] | None:
     path = workdir / "clusters" / "clusters.json"
     return read_json(path) if path.is_file() else None
+
+
+def _personalize(workdir: Path) -> dict[str, Any] | None:
+    """What phase personalize measured, of the model that is there."""
+    path = workdir / "personalize" / "figures.json"
+    if not path.is_file():
+        return None
+    from jaxmoe.system import personal_start  # imports JAX
+
+    return read_json(path) if personal_start(workdir)[1] else None
 
 
 def _config(workdir: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import shutil
 from ml_collections import ConfigDict
 import pytest
 
-from jaxmoe.phases import report
+from jaxmoe.phases import personalize, report
 from jaxmoe.report import __main__ as command
 from jaxmoe.report import summary
 from jaxmoe.report.page import ink, marked, render, shade
@@ -175,6 +175,25 @@ def test_page_without_clusters_routing_training_or_moe(run: Path):
     assert metrics["focus"] == "whisper-v3"
     assert metrics["stress"]["recordings"] == "run"
     assert "Use of the experts" not in (run / "report" / "index.html").read_text()
+
+
+def test_what_personalize_measured_is_shown_while_its_model_is_there(run: Path):
+    lines = [
+        {"id": f"{s}-{i}", "speaker": s, "etiology": "ALS" if s < "c" else "stroke", "steps": 3 * (s == "a")}
+        | {"reference": "red green blue grey", "before": "red green", "after": "red green" + " blue" * (s == "a")}
+        for s in "abcd"
+        for i in range(2)
+    ]
+    personalize.report(run / "personalize", lines, speakers=4, shots=10)
+    for phase in ("joint", "personalize"):
+        (run / phase / "phase.json").write_text(json.dumps({"settings": {"seed": 0}, "done": True}))
+    found = write_report(run, bootstrap=10)["personalize"]
+    assert (found["wer_before"], found["wer_after"], found["by_etiology"]["ALS"]["wer_after"]) == (50.0, 43.75, 37.5)
+    page = (run / "report" / "index.html").read_text()
+    assert "Adapting to one person" in page and 'data-at="/personalize/by_etiology/stroke/wer_after">50.0<' in page
+    (run / "joint" / "phase.json").write_text(json.dumps({"settings": {"seed": 1}, "done": True}))
+    assert write_report(run, bootstrap=10)["personalize"] is None
+    assert "Adapting to one person" not in (run / "report" / "index.html").read_text()
 
 
 def test_training_logs_may_be_cut_and_may_log_usage(run: Path):
