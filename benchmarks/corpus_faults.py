@@ -35,6 +35,7 @@ FORMATS = {"wav": "WAV", "flac": "FLAC", "ogg": "OGG", "mp3": "MP3", "aiff": "AI
 def config_for(corpus: str, path: Path, num_workers: int) -> ConfigDict:
     config = ConfigDict({"seed": 0, "manifest": {"columns": ""}, "sap": {"disfluencies": False}})
     config.data = {"corpus": corpus, "path": str(path), "pretrain_share": 0.2, "num_workers": num_workers}
+    config.data.unseen_etiologies = ""
     config.quality = dict(min_seconds=0.3, max_seconds=600.0, max_clipped=0.1, silence_dbfs=-60.0)
     config.quality.update(max_chars_per_second=30.0, min_rate_hz=8000, trim_silence_db=0.0)
     return config
