@@ -45,22 +45,25 @@ def only_evaluated(
     together with care.
 
     Raises:
-      ValueError: at the end, an etiology that nobody has.
+      ValueError: at the end, an etiology that nobody is left to evaluate with.
     """
-    wanted, found = {name.strip() for name in etiologies.split(",")} - {""}, set()
+    wanted = {name.strip() for name in etiologies.split(",")} - {""}
+    found, evaluated = set(), set()
     for item, state in scanned:
         found.add(item.etiology)
         if isinstance(item, Refused) or item.etiology not in wanted:
             yield item, state
         elif item.split in ("", "evaluation"):
+            evaluated.add(item.etiology)
             yield replace(item, split="evaluation"), state
         else:
             detail = f"of {item.split}, and config.data.unseen_etiologies has {item.etiology!r}"
             yield Refused(item.id, "etiology held out", detail, item.source, item.speaker, item.etiology), ""
-    if missing := wanted - found:
+    if missing := ", ".join(sorted(wanted - evaluated)):
         raise ValueError(
-            f"config.data.unseen_etiologies={etiologies!r}: nobody has {', '.join(sorted(missing))}; there are "
-            f"{', '.join(sorted(found))}."
+            f"config.data.unseen_etiologies={etiologies!r}: nobody is left to evaluate with {missing}. The corpus has "
+            f"{', '.join(sorted(found))}; whom its own split trains with is not evaluated: take that split out, or name "
+            "others."
         )
 
 

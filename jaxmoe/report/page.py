@@ -70,7 +70,7 @@ def render(metrics: dict[str, Any], workdir: Path, players: dict[str, str] | Non
         base=base,
         cards=_cards(metrics),
         sentences=summary.sentences(metrics),
-        personal=_personal(metrics["personalize"], figure, _interval_of(metrics, figure)),
+        personal=_personal(metrics["personalize"]),
         scale=_top(systems),
         group_scale=_top(list(chain.from_iterable(g.values() for g in systems[focus]["by"].values()))),
         notes=list(dict.fromkeys(s["note"] for s in systems if s["note"])),
@@ -84,22 +84,12 @@ def render(metrics: dict[str, Any], workdir: Path, players: dict[str, str] | Non
     )
 
 
-def _personal(
-    found: dict[str, Any] | None, figure: Callable[..., Markup], interval: Callable[..., Markup]
-) -> list[tuple[str, dict[str, Markup]]]:
-    """Whom phase personalize judged, all first, and their figures by column."""
+def _personal(found: dict[str, Any] | None) -> list[tuple[str, tuple[str, ...]]]:
+    """Whom phase personalize judged, all first, and where their figures are."""
     if not found:
         return []
     groups = [(summary.label(name), ("personalize", "by_etiology", name)) for name in found.get("by_etiology", {})]
-    return [
-        (
-            name,
-            {column: figure(*at, column, digits=0) for column in ("speakers", "adapted_speakers")}
-            | {column: figure(*at, column) for column in ("wer_before", "wer_after")}
-            | {"difference": figure(*at, "difference", signed=True) + " " + interval(*at, "difference_ci95")},
-        )
-        for name, at in (("all", ("personalize",)), *groups)
-    ]
+    return [("all", ("personalize",)), *groups]
 
 
 def _top(rows: list[dict[str, Any]]) -> float:

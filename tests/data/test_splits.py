@@ -74,9 +74,12 @@ def test_unseen_etiologies_are_only_evaluated(file):
     assert isinstance(refused, Refused) and refused.reason == "etiology held out" and "'stroke'" in refused.detail
 
 
-def test_an_etiology_that_nobody_has_is_named(file):
-    with pytest.raises(ValueError, match="nobody has dysphonia; there are ALS, Parkinson's disease, stroke"):
+def test_an_etiology_that_nobody_is_evaluated_with_is_named(file):
+    with pytest.raises(ValueError, match=r"with dysphonia\. The corpus has ALS, Parkinson's disease, stroke;"):
         list(only_evaluated(scan(recordings(file, 100)), "ALS,dysphonia"))
+    trained = [replace(r, split="train") for r in recordings(file, 100)]
+    with pytest.raises(ValueError, match=r"evaluate with ALS\..* own split trains with"):
+        list(only_evaluated(scan(trained), "ALS"))
 
 
 def test_official_split_wins():
