@@ -62,8 +62,8 @@ def only_evaluated(
     if missing := ", ".join(sorted(wanted - evaluated)):
         raise ValueError(
             f"config.data.unseen_etiologies={etiologies!r}: nobody is left to evaluate with {missing}. The corpus has "
-            f"{', '.join(sorted(found))}; whom its own split trains with is not evaluated: take that split out, or name "
-            "others."
+            f"{', '.join(sorted(found))}; whom its own split trains with is not evaluated: take that split out, or "
+            "name others."
         )
 
 
